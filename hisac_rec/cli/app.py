@@ -1,0 +1,78 @@
+"""The ``hisac-rec`` command: every other file of this folder is one sub-command.
+
+A command file defines ``run``, a typer function with a docstring (its help). Imports of
+torch and friends belong inside ``run``, so that ``--help`` answers at once.
+
+Exit codes: 0 done; 2 the input or usage is wrong (the message says what to mend); 1 a
+defect of ours, with its traceback; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from importlib import import_module
+from typing import Annotated
+
+import typer
+
+from hisac_rec import __version__
+from hisac_rec.errors import UserError
+
+COMMANDS = ("doctor", "prepare", "semantic-ids", "plan", "train", "evaluate", "demo")
+"""In the order in which a newcomer meets them."""
+
+log = logging.getLogger("hisac_rec")
+
+app = typer.Typer(
+    name="hisac-rec",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"hisac-rec {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log at DEBUG level.")] = False,
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="And exit.")
+    ] = False,
+) -> None:
+    """Rank with ultra-long user histories: prepare data, fit semantic IDs, train, evaluate.
+
+    The whole way, on a laptop or a cluster:
+
+        hisac-rec prepare synthetic --out data/syn
+        hisac-rec semantic-ids data/syn
+        hisac-rec train hisac data/syn --out runs/syn
+        hisac-rec evaluate runs/syn
+    """
+    logging.basicConfig(
+        level=logging.DEBUG if verbose else logging.INFO,
+        format="%(asctime)s %(levelname).1s %(message)s",
+        datefmt="%H:%M:%S",
+        stream=sys.stderr,
+        force=True,
+    )
+
+
+for _name in COMMANDS:
+    app.command(_name)(import_module(f"hisac_rec.cli.{_name.replace('-', '_')}").run)
+
+
+def main() -> None:
+    """Run the command line; turn :class:`UserError` into a message and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        log.error("%s", error)
+        sys.exit(2)

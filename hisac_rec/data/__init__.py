@@ -1,0 +1,1 @@
+"""From raw events to jagged request batches: definitions, preparation, contract, loader."""

@@ -1,0 +1,1 @@
+"""From predictions to exact metrics with intervals and slices."""

@@ -1,0 +1,1 @@
+"""History methods: how a long history becomes one interest vector per candidate."""

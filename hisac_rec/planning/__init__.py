@@ -1,0 +1,1 @@
+"""Sharding-planner configs and plans: which rank owns which rows of which table."""

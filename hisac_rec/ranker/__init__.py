@@ -1,0 +1,1 @@
+"""The DLRM-style ranker around a history method."""

@@ -1,0 +1,1 @@
+"""Semantic IDs: quantise item content into a global hierarchical codebook."""
