@@ -1,0 +1,65 @@
+# What a newcomer and CI run. Everything lives in .venv; nothing outside it is touched.
+# Variables: PYTHON (default python3.11), DEVICE=cpu|cuda|auto, TORCH_INDEX=URL.
+
+PYTHON ?= python3.11
+DEVICE ?= auto
+TORCH_INDEX ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+RUNTIME := $(VENV)/.installed-runtime
+DEV := $(VENV)/.installed-dev
+INSTALL := $(BIN)/python requirements/install.py
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow lint format types docs wheel install clean
+
+help: ## say what can be made
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+
+install: $(DEV) ## make .venv and install everything, pinned
+
+demo: $(RUNTIME) ## see it work: synthetic data, training, evaluation, a table
+	$(BIN)/hisac-rec demo
+
+test: lint types ## style, types, tests with coverage: what CI runs
+	$(BIN)/pytest --cov
+
+test-slow: $(DEV) ## the tests that take minutes
+	$(BIN)/pytest -m slow
+
+lint: $(DEV) ## check style
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+format: $(DEV) ## apply style
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+types: $(DEV) ## check types
+	$(BIN)/mypy
+
+docs: $(RUNTIME) ## write the generated pages of docs/ anew
+	$(BIN)/python -m hisac_rec.docs_config docs/configuration.md
+
+wheel: $(DEV) ## build dist/hisac_rec-*.whl
+	$(BIN)/python -m build --wheel --no-isolation --outdir dist
+
+clean: ## remove what was built, .venv too; data/ and runs/ stay
+	rm -rf $(VENV) dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage htmlcov
+
+$(BIN)/python:
+	@command -v $(PYTHON) >/dev/null || { \
+	  echo "$(PYTHON) is not here: install Python 3.11, or name it: make demo PYTHON=/path/to/python3.11"; \
+	  exit 1; }
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
+
+# A stamp is newer than the lists it was made from, so nothing is installed twice.
+$(RUNTIME): requirements/runtime.txt requirements/cpu.txt requirements/cuda.txt \
+            requirements/install.py pyproject.toml | $(BIN)/python
+	$(INSTALL) runtime --device '$(DEVICE)' --torch-index '$(TORCH_INDEX)'
+	@touch $@
+
+$(DEV): requirements/dev.txt $(RUNTIME)
+	$(INSTALL) dev
+	@touch $@
