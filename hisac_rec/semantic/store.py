@@ -1,0 +1,240 @@
+"""Semantic IDs on disk: the three files beside a prepared data set, written and read.
+
+``semantic_ids.parquet`` holds, for row i = item i (row 0, the unknown item, included), the
+item's path of codes and the vector that was quantised; ``codebook.parquet`` the code words
+(level and code count from 0); ``semantic_ids.json`` the quality report. All three carry the
+fingerprint of the fit, so that files of two fits are never read together.
+
+Legend: I items, D levels, C_l codes of level l, d width of the semantic vectors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from operator import mul
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from hisac_rec.data.contract import PreparedData
+from hisac_rec.errors import UserError
+
+IDS_FILE = "semantic_ids.parquet"
+CODEBOOK_FILE = "codebook.parquet"
+REPORT_FILE = "semantic_ids.json"
+
+FIT_KEY = b"hisac_rec.fit"
+"""Parquet metadata key: fingerprint of the fit."""
+DATA_KEY = b"hisac_rec.data"
+"""Parquet metadata key: fingerprint of the prepared data that was fitted."""
+
+Array = NDArray[np.generic]
+
+
+@dataclass(frozen=True)
+class Semantics:
+    """What the loader and the models need to know about the items' meaning.
+
+    The arrays may be read-only views of Arrow memory: copy before writing.
+    """
+
+    codes: NDArray[np.int32]
+    """[I, D]: the path of each item, ``0 <= codes[i, l] < C_l``; row 0 is the unknown item."""
+    vectors: NDArray[np.float16] | NDArray[np.float32]
+    """[I, d]: the frozen semantic vector e_i, in the space of the code words."""
+    codebook: list[NDArray[np.float32]]
+    """D arrays [C_l, d]: the code words; a path stands for the sum of its code words."""
+    fingerprint: str = ""
+    """Hex digest over codes, vectors and code words: which fit a checkpoint was made on."""
+
+    @property
+    def code_counts(self) -> list[int]:
+        """C_l of every level."""
+        return [len(words) for words in self.codebook]
+
+    @property
+    def prefix_counts(self) -> list[int]:
+        """Nodes of the global tree at each level: ``C_1 * ... * C_l``."""
+        return list(accumulate(self.code_counts, mul))
+
+    @cached_property
+    def prefix_ids(self) -> NDArray[np.int64]:
+        """[I, D]: the tree node of every item at every level; see :func:`prefix_ids`."""
+        return prefix_ids(self.codes, self.code_counts)
+
+
+def prefix_ids(codes: Array, code_counts: Sequence[int]) -> NDArray[np.int64]:
+    """Number the prefixes of paths: the nodes of the global tree, level by level.
+
+    Node p at level l has the children ``p * C_{l+1} + code``; O(n D).
+
+    Args:
+        codes: [n, D] paths.
+        code_counts: C_l of every level.
+
+    Returns:
+        [n, D]; column l is in ``[0, C_1 * ... * C_l)``.
+    """
+    ids = codes.astype(np.int64)
+    for level in range(1, ids.shape[1]):
+        ids[:, level] += ids[:, level - 1] * code_counts[level]
+    return ids
+
+
+def save_semantics(
+    root: Path,
+    codes: NDArray[np.int32],
+    vectors: Array,
+    codebook: Sequence[Array],
+    *,
+    data_fingerprint: str,
+    report_json: str,
+) -> str:
+    """Write the three files: all under temporary names first, then renamed.
+
+    Args:
+        root: the folder of the prepared data.
+        codes: [I, D].
+        vectors: [I, d], float16 or float32.
+        codebook: D arrays [C_l, d].
+        data_fingerprint: ``manifest.fingerprint`` of the data.
+        report_json: the contents of ``semantic_ids.json``.
+
+    Returns:
+        the fingerprint of this fit.
+    """
+    words = [np.ascontiguousarray(level, dtype=np.float32) for level in codebook]
+    fingerprint = fit_fingerprint(codes, vectors, words)
+    metadata = {FIT_KEY: fingerprint.encode(), DATA_KEY: data_fingerprint.encode()}
+    ids = pa.table(
+        {
+            "item": pa.array(np.arange(len(codes), dtype=np.int32)),
+            "codes": _fixed_size_list(codes.astype(np.int32, copy=False)),
+            "vector": _fixed_size_list(vectors),
+        }
+    ).replace_schema_metadata(metadata)
+    rows = np.concatenate(words)
+    offsets = np.arange(len(rows) + 1, dtype=np.int32) * rows.shape[1]
+    sizes = [len(level) for level in words]
+    book = pa.table(
+        {
+            "level": pa.array(np.repeat(np.arange(len(words), dtype=np.int32), sizes)),
+            "code": pa.array(np.concatenate([np.arange(n, dtype=np.int32) for n in sizes])),
+            "vector": pa.ListArray.from_arrays(pa.array(offsets), pa.array(rows.reshape(-1))),
+        }
+    ).replace_schema_metadata(metadata)
+
+    targets = [root / CODEBOOK_FILE, root / REPORT_FILE, root / IDS_FILE]
+    temporary = [path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in targets]
+    try:
+        pq.write_table(book, temporary[0])
+        temporary[1].write_text(report_json)
+        pq.write_table(ids, temporary[2])
+        for path, target in zip(temporary, targets, strict=True):
+            path.replace(target)
+    finally:
+        for path in temporary:
+            path.unlink(missing_ok=True)
+    return fingerprint
+
+
+def load_semantics(data: PreparedData) -> Semantics:
+    """Read the semantic IDs of a prepared data set; no copy of codes and vectors is made.
+
+    Raises:
+        UserError: they were not fitted yet, belong to other data or to two different fits,
+            or are damaged; names the file, what is wrong and what to run.
+    """
+    ids = data.read_parquet(IDS_FILE)
+    book = data.read_parquet(CODEBOOK_FILE)
+    ids_path, book_path = data.root / IDS_FILE, data.root / CODEBOOK_FILE
+    mend = f"run 'hisac-rec semantic-ids {data.root} --force'"
+    if ids.num_rows != data.manifest.items:
+        raise UserError(
+            f"{ids_path}: {ids.num_rows} rows, but the data has {data.manifest.items} items; {mend}"
+        )
+    fit, made_on = (_metadata(ids, key) for key in (FIT_KEY, DATA_KEY))
+    if made_on not in ("", data.manifest.fingerprint):
+        raise UserError(f"{ids_path}: was fitted on another version of this data; {mend}")
+    if fit != _metadata(book, FIT_KEY):
+        raise UserError(f"{book_path}: comes from another fit than {IDS_FILE}; {mend}")
+    codes = _matrix(ids, "codes", ids_path, mend)
+    vectors = _matrix(ids, "vector", ids_path, mend)
+    codebook = _read_codebook(book, vectors.shape[1], book_path, mend)
+    if codes.dtype != np.int32 or codes.shape[1] != len(codebook):
+        raise UserError(
+            f"{ids_path}: 'codes' is {codes.dtype}[{codes.shape[1]}], the codebook has "
+            f"{len(codebook)} levels (int32 expected); {mend}"
+        )
+    for level, words in enumerate(codebook):
+        column = codes[:, level]
+        wrong = np.flatnonzero((column < 0) | (column >= len(words)))
+        if len(wrong):
+            raise UserError(
+                f"{ids_path}: row {wrong[0]}: code {column[wrong[0]]} at level {level}, "
+                f"the codebook has 0 to {len(words) - 1}; {mend}"
+            )
+    return Semantics(codes, vectors, codebook, fit)
+
+
+def fit_fingerprint(codes: Array, vectors: Array, codebook: Sequence[Array]) -> str:
+    """Hex digest that names one fit; O(bytes)."""
+    digest = hashlib.sha256()
+    for array in (codes, vectors, *codebook):
+        digest.update(f"{array.dtype}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()[:16]
+
+
+def _fixed_size_list(matrix: Array) -> pa.FixedSizeListArray:
+    flat = pa.array(np.ascontiguousarray(matrix).reshape(-1))
+    return pa.FixedSizeListArray.from_arrays(flat, matrix.shape[1])
+
+
+def _metadata(table: pa.Table, key: bytes) -> str:
+    return (table.schema.metadata or {}).get(key, b"").decode()
+
+
+def _matrix(table: pa.Table, name: str, path: Path, mend: str) -> NDArray:
+    """View a fixed_size_list column as [rows, width]; zero-copy for one chunk."""
+    if name not in table.column_names or not pa.types.is_fixed_size_list(
+        table.schema.field(name).type
+    ):
+        raise UserError(f"{path}: column '{name}' must be a fixed_size_list; {mend}")
+    width = table.schema.field(name).type.list_size
+    column = table.column(name).combine_chunks()
+    if isinstance(column, pa.ChunkedArray):  # an empty column stays chunked
+        column = pa.concat_arrays(column.chunks)
+    flat = column.flatten()
+    if len(flat) != table.num_rows * width or flat.null_count:
+        raise UserError(f"{path}: column '{name}' has empty rows; {mend}")
+    return flat.to_numpy(zero_copy_only=True).reshape(table.num_rows, width)
+
+
+def _read_codebook(book: pa.Table, width: int, path: Path, mend: str) -> list[NDArray[np.float32]]:
+    """D arrays [C_l, d], whatever the order of the rows."""
+    missing = {"level", "code", "vector"} - set(book.column_names)
+    if missing or not book.num_rows:
+        raise UserError(f"{path}: lacks {', '.join(sorted(missing)) or 'rows'}; {mend}")
+    book = book.sort_by([("level", "ascending"), ("code", "ascending")])
+    flat = book.column("vector").combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    if flat.size != book.num_rows * width:
+        raise UserError(
+            f"{path}: code words and the vectors of {IDS_FILE} (width {width}) differ in width; "
+            f"{mend}"
+        )
+    words = np.ascontiguousarray(flat.reshape(book.num_rows, width), dtype=np.float32)
+    level, code = (book.column(name).to_numpy() for name in ("level", "code"))
+    counts = np.bincount(level)
+    expected = np.concatenate([np.arange(n) for n in counts])
+    if (counts == 0).any() or not np.array_equal(code, expected):
+        raise UserError(f"{path}: levels or codes are missing or double; {mend}")
+    return np.split(words, np.cumsum(counts)[:-1])
