@@ -1,0 +1,264 @@
+"""A sharding plan as a readable JSON file, and back, exactly.
+
+:class:`Plan` holds what TorchRec needs to shard (it converts to and from its
+``ShardingPlan``), what the planner estimated, and what it was planned for: the tables'
+shapes and the cluster. A plan for another model or another world size is refused by
+:func:`check_plan` with the names of what differs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import torch.distributed as dist
+from pydantic import ValidationError
+from torch import nn
+from torch.distributed._shard.metadata import ShardMetadata
+from torch.distributed._shard.sharding_spec import EnumerableShardingSpec
+from torchrec.distributed.types import (
+    CacheParams,
+    EmbeddingModuleShardingPlan,
+    ParameterSharding,
+    ShardingPlan,
+    ShardingType,
+)
+
+from hisac_rec.config import Strict
+from hisac_rec.errors import UserError, did_you_mean
+from hisac_rec.planning.config import PlannerConfig
+from hisac_rec.planning.model_tables import describe_shape, model_tables, tables_digest
+
+_LINE = 180
+"""Width of the JSON: one shard fits."""
+
+
+class Shard(Strict):
+    """One piece of a table on one rank."""
+
+    rank: int
+    placement: str
+    """TorchRec's ``rank:<rank>/<device>``."""
+    offset: tuple[int, int]
+    """First row, first column."""
+    size: tuple[int, int]
+    """Rows, columns."""
+    hbm_bytes: int
+    """Estimated device memory: weights, optimiser state, input and output buffers."""
+    ddr_bytes: int
+    """Estimated main memory, likewise."""
+    step_ms: float
+    """Estimated time per step, forward and backward, lookups and communication."""
+
+
+class TablePlan(Strict):
+    """How one table is sharded."""
+
+    rows: int
+    dim: int
+    dtype: str
+    features: list[str]
+    pooling_factors: list[float]
+    """Mean tokens per request that the plan was made for, per feature."""
+    sharding_type: str
+    compute_kernel: str
+    cache_load_factor: float | None = None
+    shards: list[Shard]
+
+    @property
+    def shape(self) -> str:
+        """``1,000 x 64 float32``."""
+        return describe_shape(self.rows, self.dim, self.dtype)
+
+    @property
+    def ranks(self) -> list[int]:
+        """The rank of each shard."""
+        return [shard.rank for shard in self.shards]
+
+    def to_torchrec(self) -> ParameterSharding:
+        """TorchRec's form of this table's sharding."""
+        cache = self.cache_load_factor
+        return ParameterSharding(
+            sharding_type=self.sharding_type,
+            compute_kernel=self.compute_kernel,
+            ranks=self.ranks,
+            sharding_spec=self._sharding_spec(),
+            cache_params=None if cache is None else CacheParams(load_factor=cache),
+        )
+
+    def _sharding_spec(self) -> EnumerableShardingSpec | None:
+        if self.sharding_type == ShardingType.DATA_PARALLEL.value:
+            return None
+        return EnumerableShardingSpec(
+            [
+                ShardMetadata(
+                    shard_offsets=list(shard.offset),
+                    shard_sizes=list(shard.size),
+                    placement=shard.placement,
+                )
+                for shard in self.shards
+            ]
+        )
+
+
+class Plan(Strict):
+    """Where every table of one model goes on one cluster."""
+
+    version: Literal[1] = 1
+    """Version of this schema."""
+    digest: str
+    """:func:`~hisac_rec.planning.model_tables.tables_digest` of the model."""
+    requests_per_rank: int
+    """Batch size that the estimates are for."""
+    planner: PlannerConfig
+    """The configuration that made it; ``planner.topology`` is the cluster."""
+    modules: dict[str, dict[str, TablePlan]]
+    """Module path -> table name -> how it is sharded."""
+
+    @property
+    def world_size(self) -> int:
+        """Ranks that the plan is for."""
+        return self.planner.topology.world_size
+
+    def tables(self) -> Iterator[tuple[str, str, TablePlan]]:
+        """Yield (module path, table name, plan) of every table."""
+        for path, tables in self.modules.items():
+            for name, table in tables.items():
+                yield path, name, table
+
+    def to_torchrec(self) -> ShardingPlan:
+        """What ``DistributedModelParallel(plan=...)`` takes. Cost O(shards)."""
+        return ShardingPlan(
+            {
+                path: EmbeddingModuleShardingPlan(
+                    {name: table.to_torchrec() for name, table in tables.items()}
+                )
+                for path, tables in self.modules.items()
+            }
+        )
+
+    def to_json(self) -> str:
+        """JSON with one line per shard."""
+        return _pretty(self.model_dump(mode="json", exclude_none=True)) + "\n"
+
+    def save(self, path: Path) -> None:
+        """Write the plan; the file appears whole or not at all."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.partial")
+        temporary.write_text(self.to_json())
+        temporary.replace(path)
+
+
+def load_plan(path: Path) -> Plan:
+    """Read a plan that :meth:`Plan.save` wrote.
+
+    Raises:
+        UserError: the file is absent, not JSON, or not a plan; names the file and the key.
+    """
+    try:
+        return Plan.model_validate(json.loads(path.read_text()))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such plan; make one with 'hisac-rec plan'") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise UserError(
+            f"{path}: not a sharding plan: key '{key}': {first['msg']}; "
+            "make it again with 'hisac-rec plan'"
+        ) from None
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path}: not readable as JSON ({error})") from None
+
+
+def check_plan(
+    plan: Plan, model: nn.Module, *, world_size: int | None = None, source: str = "plan"
+) -> None:
+    """Refuse a plan that was made for other tables or another number of ranks.
+
+    Args:
+        plan: the plan about to be used.
+        model: the unsharded model, on any device.
+        world_size: ranks of the running job; None: not compared.
+        source: what messages call the plan, usually its file.
+
+    Raises:
+        UserError: a table of the model is missing from the plan or the reverse, shapes or
+            types differ (both are named), shards do not cover their table, or the world
+            size differs.
+    """
+    if world_size is not None and world_size != plan.world_size:
+        raise UserError(
+            f"{source}: made for {plan.world_size} ranks, this job has {world_size}; "
+            "plan again with a planner config of that world size"
+        )
+    mine = {(table.path, table.name): table for table in model_tables(model)}
+    theirs = {(path, name): table for path, name, table in plan.tables()}
+    again = "the plan is for another model: plan again with 'hisac-rec plan'"
+    for key, table in mine.items():
+        if key not in theirs:
+            raise UserError(
+                f"{source}: table '{table.name}' ({table.shape}) of module '{table.path}' "
+                f"is not in the plan; {again}"
+            )
+        if table.shape != theirs[key].shape:
+            raise UserError(
+                f"{source}: table '{table.name}' of module '{table.path}' is {table.shape} "
+                f"in the model and {theirs[key].shape} in the plan; {again}"
+            )
+        _check_cover(table.name, theirs[key], source)
+    for key in theirs:
+        if key not in mine:
+            hint = did_you_mean(key[1], [name for _, name in mine])
+            raise UserError(
+                f"{source}: table '{key[1]}' ({theirs[key].shape}) of module '{key[0]}' is "
+                f"in the plan but not in the model{hint}; {again}".replace("?;", "?")
+            )
+
+
+def matches(plan: Plan, model: nn.Module) -> bool:
+    """True where ``plan`` was made for exactly these tables and features."""
+    return plan.digest == tables_digest(model_tables(model))
+
+
+def broadcast_plan(plan: Plan | None, group: dist.ProcessGroup | None = None) -> Plan:
+    """Give rank 0's plan to every rank; without a process group, return ``plan``.
+
+    Args:
+        plan: the plan on rank 0; ignored elsewhere.
+        group: None: the default group.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        if plan is None:
+            raise ValueError("no process group and no plan")
+        return plan
+    box = [plan.to_json() if plan is not None and dist.get_rank(group) == 0 else None]
+    dist.broadcast_object_list(box, group=group, group_src=0)
+    if box[0] is None:
+        raise ValueError("rank 0 had no plan to broadcast")
+    return Plan.model_validate_json(box[0])
+
+
+def _check_cover(name: str, table: TablePlan, source: str) -> None:
+    if table.sharding_type == ShardingType.DATA_PARALLEL.value:
+        return
+    covered = sum(shard.size[0] * shard.size[1] for shard in table.shards)
+    if covered != table.rows * table.dim:
+        raise UserError(
+            f"{source}: the shards of table '{name}' hold {covered:,} values, the table "
+            f"{table.rows * table.dim:,} ({table.shape}); the file was changed by hand?"
+        )
+
+
+def _pretty(node: Any, indent: int = 0) -> str:
+    """JSON that puts on one line what fits on one line."""
+    flat = json.dumps(node)
+    if not isinstance(node, (dict, list)) or not node or len(flat) + indent <= _LINE:
+        return flat
+    pad = " " * (indent + 2)
+    if isinstance(node, dict):
+        lines = [f"{pad}{json.dumps(key)}: {_pretty(node[key], indent + 2)}" for key in node]
+        return "{\n" + ",\n".join(lines) + "\n" + " " * indent + "}"
+    lines = [pad + _pretty(value, indent + 2) for value in node]
+    return "[\n" + ",\n".join(lines) + "\n" + " " * indent + "]"

@@ -1,0 +1,128 @@
+"""A sharding plan as one table for people, with what each rank has to carry."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from hisac_rec.planning.plan_io import Plan, TablePlan
+from hisac_rec.planning.units import GIB, human_bytes
+
+_BYTES_PER_VALUE = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "int8": 1, "uint8": 1}
+
+
+def plan_table(plan: Plan) -> Group:
+    """Render a plan: one line per table, then the load of the ranks.
+
+    ``per rank`` is the largest load of any one rank from that table (weights, optimiser
+    state, buffers), ``ms/step`` the estimated time of its slowest rank. Cost O(shards).
+    """
+    cluster = plan.planner.topology
+    title = (
+        f"{cluster.hosts} host{'s' * (cluster.hosts > 1)} x {cluster.devices_per_host} "
+        f"{cluster.device}, {plan.requests_per_rank:,} requests per rank"
+    )
+    table = Table(title=title, title_justify="left")
+    table.add_column("table")
+    table.add_column("rows x dim", justify="right")
+    table.add_column("type")
+    table.add_column("weights", justify="right")
+    table.add_column("sharding")
+    table.add_column("kernel")
+    table.add_column("ranks")
+    table.add_column("tokens/request", justify="right")
+    table.add_column("per rank", justify="right")
+    table.add_column("ms/step", justify="right")
+    for _, name, found in plan.tables():
+        table.add_row(
+            name,
+            f"{found.rows:,} x {found.dim}",
+            found.dtype,
+            human_bytes(weight_bytes(found)),
+            found.sharding_type,
+            found.compute_kernel,
+            shorten_ranks(found.ranks),
+            f"{sum(found.pooling_factors):,.4g}",
+            human_bytes(max(_per_rank_bytes(found, plan.world_size))),
+            f"{max(_per_rank_ms(found, plan.world_size)):.3g}",
+        )
+    return Group(table, Text("\n".join(_summary(plan))))
+
+
+def weight_bytes(table: TablePlan) -> int:
+    """Bytes of the table's weights, whole, without optimiser state or buffers."""
+    return table.rows * table.dim * _BYTES_PER_VALUE.get(table.dtype, 4)
+
+
+def rank_bytes(plan: Plan, memory: str) -> list[int]:
+    """Estimated bytes on every rank, ``memory`` being "hbm" or "ddr"."""
+    load = [0] * plan.world_size
+    for _, _, table in plan.tables():
+        for shard in table.shards:
+            load[shard.rank] += shard.hbm_bytes if memory == "hbm" else shard.ddr_bytes
+    return load
+
+
+def rank_ms(plan: Plan) -> list[float]:
+    """Estimated milliseconds per step on every rank, the dense part left out."""
+    load = [0.0] * plan.world_size
+    for _, _, table in plan.tables():
+        for rank, cost in enumerate(_per_rank_ms(table, plan.world_size)):
+            load[rank] += cost
+    return load
+
+
+def shorten_ranks(ranks: Sequence[int]) -> str:
+    """``[0, 1, 2, 3, 6, 7]`` -> ``0-3,6-7``; a rank with several shards is named once."""
+    runs: list[list[int]] = []
+    for rank in sorted(set(ranks)):
+        if runs and rank == runs[-1][1] + 1:
+            runs[-1][1] = rank
+        else:
+            runs.append([rank, rank])
+    return ",".join(f"{low}" if low == high else f"{low}-{high}" for low, high in runs)
+
+
+def _summary(plan: Plan) -> list[str]:
+    cluster = plan.planner.topology
+    usable = 1 - plan.planner.reserve.percentage / 100
+    capacity = {
+        "hbm": cluster.hbm_gib * GIB * usable,
+        "ddr": cluster.ddr_gib / cluster.devices_per_host * GIB * usable,
+    }
+    lines = []
+    for memory in ("hbm", "ddr"):
+        load = rank_bytes(plan, memory)
+        if not any(load):
+            continue
+        mean = sum(load) / len(load)
+        lines.append(
+            f"{memory.upper()} per rank: min {human_bytes(min(load))}, mean {human_bytes(mean)}, "
+            f"max {human_bytes(max(load))} (rank {load.index(max(load))}) of "
+            f"{human_bytes(capacity[memory])} usable; imbalance {max(load) / mean:.2f}; "
+            f"total {human_bytes(sum(load))}"
+        )
+    cost = rank_ms(plan)
+    mean_cost = sum(cost) / len(cost)
+    imbalance = f", imbalance {max(cost) / mean_cost:.2f}" if mean_cost else ""
+    lines.append(
+        f"embedding time per step (TorchRec's estimate): slowest rank {max(cost):.3g} ms{imbalance}"
+    )
+    return lines
+
+
+def _per_rank_bytes(table: TablePlan, world_size: int) -> list[int]:
+    load = [0] * world_size
+    for shard in table.shards:
+        load[shard.rank] += shard.hbm_bytes + shard.ddr_bytes
+    return load
+
+
+def _per_rank_ms(table: TablePlan, world_size: int) -> list[float]:
+    load = [0.0] * world_size
+    for shard in table.shards:
+        load[shard.rank] += shard.step_ms
+    return load
