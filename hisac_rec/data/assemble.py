@@ -1,0 +1,151 @@
+"""Build a :class:`RequestBatch` from chosen requests of a table in memory.
+
+Legend: R requests, T history events, N candidates, D semantic-ID levels.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from hisac_rec.data.batch import RequestBatch
+from hisac_rec.data.inputs import InputSpec
+from hisac_rec.data.items import ItemStore
+from hisac_rec.data.jagged import Ints, offsets_of, sum_ranges, take_ranges
+from hisac_rec.data.units import RequestTable
+
+
+class BatchAssembler:
+    """Turns request rows into batches; one per reader.
+
+    Args:
+        spec: which keys a batch has.
+        items: item features and codes.
+    """
+
+    def __init__(self, spec: InputSpec, items: ItemStore) -> None:
+        self._spec = spec
+        self._items = items
+
+    def assemble(self, table: RequestTable, rows: NDArray[np.int64]) -> RequestBatch:
+        """Gather the requests ``rows`` [R] of ``table``. O((T + N) x lookups), vectorised."""
+        lengths = table.history_lengths()[rows]
+        events = take_ranges(table.history_start[rows], lengths)
+        counts = table.candidate_lengths()[rows]
+        candidates = take_ranges(table.candidate_start[rows], counts)
+        history_item = table.history_item[events].astype(np.int64)
+        candidate_item = table.candidate_item[candidates].astype(np.int64)
+        age = np.repeat(table.time[rows], lengths) - table.history_time[events]
+        user_rows = table.user_row[rows]
+        users = {name: values[user_rows] for name, values in table.users.items()}
+        oracle = table.candidate_oracle
+        return self._build(
+            users=users,
+            history_item=history_item,
+            history_offsets=offsets_of(lengths),
+            history_type=table.history_type[events].astype(np.int64),
+            history_age=age.astype(np.float32),
+            candidate_item=candidate_item,
+            candidate_offsets=offsets_of(counts),
+            labels=table.candidate_label[candidates],
+            request_rows=np.stack(
+                [users["user"].astype(np.int64), table.time[rows], table.number[rows]], axis=1
+            ),
+            oracle=oracle[candidates] if len(oracle) else oracle,
+        )
+
+    def empty(self) -> RequestBatch:
+        """One request without events or candidates: work for a rank that has run out."""
+        none = np.zeros(0, dtype=np.int64)
+        bounds = np.zeros(2, dtype=np.int64)
+        return self._build(
+            users={lookup.column: np.zeros(1, np.int32) for lookup in self._spec.of_side("user")},
+            history_item=none,
+            history_offsets=bounds,
+            history_type=none,
+            history_age=np.zeros(0, np.float32),
+            candidate_item=none,
+            candidate_offsets=bounds,
+            labels=np.zeros(0, np.float32),
+            request_rows=np.zeros((1, 3), np.int64),
+            oracle=np.zeros(0, np.float32),
+        )
+
+    def _build(
+        self,
+        *,
+        users: dict[str, NDArray[np.int32]],
+        history_item: Ints,
+        history_offsets: Ints,
+        history_type: Ints,
+        history_age: NDArray[np.float32],
+        candidate_item: Ints,
+        candidate_offsets: Ints,
+        labels: NDArray[np.float32],
+        request_rows: Ints,
+        oracle: NDArray[np.float32],
+    ) -> RequestBatch:
+        sides = {
+            "history": (history_item, history_offsets),
+            "candidate": (candidate_item, candidate_offsets),
+        }
+        one = np.ones(len(request_rows), dtype=np.int64)
+        keys: list[str] = []
+        values: list[NDArray[np.integer]] = []
+        lengths: list[Ints] = []
+        owners: dict[str, Tensor] = {}
+        for lookup in self._spec.lookups:
+            keys.append(lookup.key)
+            if lookup.side == "user":
+                values.append(users[lookup.column])
+                lengths.append(one)
+                continue
+            ids, offsets = sides[lookup.side]
+            if lookup.multi:
+                taken, counts = self._items.multi[lookup.column].take(ids)
+                values.append(taken)
+                lengths.append(sum_ranges(counts, offsets))
+                owners[lookup.key] = _tensor(np.repeat(np.arange(len(ids)), counts))
+            else:
+                values.append(self._items.column(lookup.column, ids))
+                lengths.append(np.diff(offsets))
+        vectors = [sides[side] for side in self._spec.vector_sides if side != "user"]
+        return RequestBatch(
+            features=_jagged(keys, values, lengths),
+            semantics=_jagged(
+                [f"{side}.vector" for side in self._spec.vector_sides],
+                [ids for ids, _ in vectors],
+                [np.diff(offsets) for _, offsets in vectors],
+            ),
+            history_offsets=_tensor(history_offsets),
+            history_codes=_tensor(self._items.codes[history_item]),
+            history_type=_tensor(history_type),
+            history_age=torch.from_numpy(history_age),
+            candidate_offsets=_tensor(candidate_offsets),
+            candidate_codes=_tensor(self._items.codes[candidate_item]),
+            owners=owners,
+            labels=torch.from_numpy(np.array(labels, dtype=np.float32)),
+            request_rows=_tensor(request_rows),
+            candidate_items=_tensor(candidate_item),
+            oracle=torch.from_numpy(np.array(oracle, dtype=np.float32)),
+            loss_scale=torch.tensor(1.0 / max(1, len(labels))),
+        )
+
+
+def _tensor(values: NDArray[np.integer]) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values, dtype=np.int64))
+
+
+def _jagged(
+    keys: list[str], values: list[NDArray[np.integer]], lengths: list[Ints]
+) -> KeyedJaggedTensor:
+    """Keys of equal stride (requests) as one KeyedJaggedTensor."""
+    none = np.zeros(0, dtype=np.int64)
+    return KeyedJaggedTensor(
+        keys=keys,
+        values=_tensor(np.concatenate(values) if values else none),
+        lengths=_tensor(np.concatenate(lengths) if lengths else none),
+    )

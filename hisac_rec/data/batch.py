@@ -1,0 +1,95 @@
+"""One batch of requests, as the model sees it: jagged from end to end.
+
+Legend: R requests, T history events and N candidates over all requests, D semantic-ID
+levels. Everything about a request is stored once, however many candidates it has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+from torchrec.streamable import Pipelineable
+
+
+@dataclass
+class RequestBatch(Pipelineable):
+    """A batch of R requests; moves between devices as a whole.
+
+    A batch may hold a single empty request (``labels`` empty): that is what a rank works on
+    while others still have data.
+    """
+
+    features: KeyedJaggedTensor
+    """Ids for the trained tables, stride R; keys are those of the model's ``InputSpec``."""
+    semantics: KeyedJaggedTensor
+    """Item ids for the frozen semantic-vector table, stride R; no keys where unused."""
+    history_offsets: Tensor
+    """[R+1] int64: events of request r are rows ``offsets[r]:offsets[r+1]`` of T."""
+    history_codes: Tensor
+    """[T, D] int64: semantic-ID codes of the events."""
+    history_type: Tensor
+    """[T] int64: event types."""
+    history_age: Tensor
+    """[T] float32: request time minus event time, in the data set's unit of time."""
+    candidate_offsets: Tensor
+    """[R+1] int64: candidates of request r are rows ``offsets[r]:offsets[r+1]`` of N."""
+    candidate_codes: Tensor
+    """[N, D] int64: semantic-ID codes of the candidates."""
+    owners: dict[str, Tensor]
+    """Multi-valued feature key -> [values] int64: the row of T or N each value belongs to."""
+    labels: Tensor
+    """[N] float32."""
+    request_rows: Tensor
+    """[R, 3] int64: user, request time, request number; for predictions and messages."""
+    candidate_items: Tensor
+    """[N] int64: item ids, for predictions and messages."""
+    oracle: Tensor
+    """[N] float32 true click probability, or [0] where unknown. No model reads it."""
+    loss_scale: Tensor
+    """[] float32: what the sum of losses is multiplied by (1 / candidates of all ranks)."""
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> RequestBatch:
+        """Copy to a device."""
+        return self._map(lambda value: value.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> RequestBatch:
+        """Copy to page-locked memory, so that copies to a GPU can overlap with work."""
+        return self._map(lambda value: value.pin_memory())
+
+    def record_stream(self, stream: torch.Stream) -> None:
+        """Tell the allocator that ``stream`` uses this batch."""
+        self._map(lambda value: value.record_stream(stream))
+
+    def with_loss_scale(self, scale: float) -> RequestBatch:
+        """The same batch with another ``loss_scale``."""
+        return replace(self, loss_scale=torch.tensor(scale, dtype=torch.float32))
+
+    @property
+    def num_requests(self) -> int:
+        """R."""
+        return len(self.history_offsets) - 1
+
+    @property
+    def num_candidates(self) -> int:
+        """N."""
+        return len(self.labels)
+
+    @property
+    def num_events(self) -> int:
+        """T."""
+        return len(self.history_type)
+
+    def _map(self, function: Callable[[Any], Any]) -> RequestBatch:
+        moved: dict[str, Any] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, dict):
+                moved[field.name] = {key: function(item) for key, item in value.items()}
+            else:
+                moved[field.name] = function(value)
+        return RequestBatch(**moved)

@@ -1,0 +1,179 @@
+"""Which ids a model looks up, and what each key of the batch is called.
+
+The model file says what enters (``InputConfig``); together with the data set's manifest
+and codebook that gives the :class:`InputSpec`: the keys of the batch and the rows of the
+table behind each. Loader and ranker are both built from it, so they cannot disagree.
+
+Keys: ``user``, ``user.<feature>``, and for both ``history`` and ``candidate``
+``.item``, ``.<feature>``, ``.sid<l>`` (code of level l) and ``.prefix<l>`` (the first l
+codes as one id). Tables are shared: ``history.item`` and ``candidate.item`` read ``item``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import Literal
+
+from hisac_rec.config import Strict
+from hisac_rec.data.contract import Manifest
+from hisac_rec.errors import UserError, did_you_mean
+
+Side = Literal["user", "history", "candidate"]
+MAX_PREFIX_ROWS = 2**31 - 1
+
+
+class InputConfig(Strict):
+    """``[inputs]`` of a model file: which ids are looked up in trained tables."""
+
+    user: list[str] = ["id", "*"]
+    """User side: "id" and feature names; "*" stands for all features of the data set."""
+    candidate: list[str] = ["id", "*", "sid", "prefix"]
+    """Candidate side: "id", item features ("*": all), "sid" (one table per level),
+    "prefix" (one table per level from the second on, a row per path of codes)."""
+    history: list[str] = ["id", "sid"]
+    """History side, per event: the same names. Each costs one lookup an event."""
+    max_history: int | None = None
+    """Only this many newest events of a request's history are used; unset: all."""
+    out_of_range: Literal["error", "unknown"] = "error"
+    """What an id beyond its table is: an error that names file and row, or the unknown id."""
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """One key of the batch: ``table`` is read at the ids that ``column`` of ``side`` gives."""
+
+    key: str
+    table: str
+    rows: int
+    side: Side
+    column: str
+    multi: bool = False
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """Everything the loader must put into a batch and the ranker may take from it."""
+
+    lookups: tuple[Lookup, ...]
+    code_counts: tuple[int, ...]
+    """Codes per level; empty where the data set has no semantic ids."""
+    vector_sides: tuple[Side, ...]
+    """Sides whose frozen semantic vectors the history method reads."""
+    vector_dim: int
+    items: int
+    event_types: int
+    max_history: int | None
+    out_of_range: Literal["error", "unknown"]
+
+    def of_side(self, side: Side) -> tuple[Lookup, ...]:
+        """The lookups of one side, in order."""
+        return tuple(lookup for lookup in self.lookups if lookup.side == side)
+
+    def tables(self) -> dict[str, list[Lookup]]:
+        """Table name -> the lookups that read it."""
+        grouped: dict[str, list[Lookup]] = {}
+        for lookup in self.lookups:
+            grouped.setdefault(lookup.table, []).append(lookup)
+        return grouped
+
+
+def build_input_spec(
+    config: InputConfig,
+    manifest: Manifest,
+    code_counts: tuple[int, ...],
+    *,
+    vector_sides: tuple[Side, ...] = (),
+    vector_dim: int = 0,
+) -> InputSpec:
+    """Resolve what the model file asks for against what the data set has.
+
+    Args:
+        config: ``[inputs]`` of the model file.
+        manifest: of the prepared data set.
+        code_counts: codes per level of the codebook; empty without semantic ids.
+        vector_sides: sides whose semantic vectors the history method reads.
+        vector_dim: width of those vectors.
+
+    Raises:
+        UserError: a feature does not exist or semantic ids are asked for and absent.
+    """
+    lookups: list[Lookup] = []
+    users = {feature.name: feature for feature in manifest.user_features}
+    for name in _expand(config.user, list(users), "inputs.user", ("id",)):
+        if name == "id":
+            lookups.append(Lookup("user", "user", manifest.users, "user", "user"))
+        else:
+            rows = users[name].rows
+            lookups.append(Lookup(f"user.{name}", f"user_{name}", rows, "user", name))
+    sides: tuple[tuple[Side, list[str]], ...] = (
+        ("candidate", config.candidate),
+        ("history", config.history),
+    )
+    for side, wanted in sides:
+        lookups += _item_side(side, wanted, manifest, code_counts)
+    return InputSpec(
+        lookups=tuple(lookups),
+        code_counts=code_counts,
+        vector_sides=vector_sides,
+        vector_dim=vector_dim,
+        items=manifest.items,
+        event_types=max(1, len(manifest.event_types)),
+        max_history=config.max_history,
+        out_of_range=config.out_of_range,
+    )
+
+
+def _item_side(
+    side: Side, wanted: list[str], manifest: Manifest, code_counts: tuple[int, ...]
+) -> list[Lookup]:
+    features = {feature.name: feature for feature in manifest.item_features}
+    names = _expand(wanted, list(features), f"inputs.{side}", ("id", "sid", "prefix"))
+    lookups: list[Lookup] = []
+    for name in names:
+        if name == "id":
+            lookups.append(Lookup(f"{side}.item", "item", manifest.items, side, "item"))
+        elif name in ("sid", "prefix"):
+            if not code_counts:
+                raise UserError(
+                    f"inputs.{side} asks for '{name}', but the data set has no semantic ids; "
+                    "run 'hisac-rec semantic-ids' for it first, or leave it out"
+                )
+            lookups += _code_lookups(side, name, code_counts)
+        else:
+            feature = features[name]
+            lookups.append(Lookup(f"{side}.{name}", name, feature.rows, side, name, feature.multi))
+    return lookups
+
+
+def _code_lookups(side: Side, kind: str, code_counts: tuple[int, ...]) -> list[Lookup]:
+    first = 1 if kind == "sid" else 2
+    lookups = []
+    for level in range(first, len(code_counts) + 1):
+        name = f"{kind}{level}"
+        rows = code_counts[level - 1] if kind == "sid" else prod(code_counts[:level])
+        if rows > MAX_PREFIX_ROWS:
+            raise UserError(
+                f"inputs.{side}: table {name} would need {rows:,} rows; leave 'prefix' out or "
+                "use a codebook with fewer codes or levels"
+            )
+        lookups.append(Lookup(f"{side}.{name}", name, rows, side, name))
+    return lookups
+
+
+def _expand(
+    wanted: list[str], features: list[str], key: str, special: tuple[str, ...]
+) -> list[str]:
+    """Replace "*" by the features not named already; check that the rest exist."""
+    names: list[str] = []
+    for name in wanted:
+        if name == "*":
+            names += [f for f in features if f not in wanted and f not in names]
+        elif name in special or name in features:
+            names.append(name)
+        else:
+            raise UserError(
+                f"{key}: the data set has no feature '{name}'"
+                f"{did_you_mean(name, [*special, *features, '*'])}"
+            )
+    return names

@@ -1,0 +1,100 @@
+"""Item side features and semantic-ID codes as flat arrays, ready to be taken by item id.
+
+Legend: I items (row 0 unknown), D levels, M multi-valued lookups.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from hisac_rec.data.contract import PreparedData
+from hisac_rec.data.inputs import InputSpec
+from hisac_rec.data.jagged import Ints, take_ranges
+from hisac_rec.errors import UserError
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """A list column: row i holds ``values[offsets[i]:offsets[i+1]]``."""
+
+    offsets: Ints
+    values: NDArray[np.int32]
+
+    def take(self, rows: NDArray[np.integer]) -> tuple[NDArray[np.int32], Ints]:
+        """The values of ``rows`` joined, and how many each row has. O(values taken)."""
+        starts = self.offsets[rows]
+        lengths = self.offsets[np.asarray(rows) + 1] - starts
+        return self.values[take_ranges(starts, lengths)], lengths
+
+
+@dataclass(frozen=True)
+class ItemStore:
+    """What the loader adds to an item id.
+
+    Args:
+        single: feature -> [I] int32.
+        multi: feature -> ragged values.
+        codes: [I, D] int32 semantic-ID codes; D = 0 without semantic ids.
+        prefixes: level -> [I] int64, the path of the first ``level`` codes as one id.
+    """
+
+    single: dict[str, NDArray[np.int32]]
+    multi: dict[str, Ragged]
+    codes: NDArray[np.int32]
+    prefixes: dict[str, Ints]
+
+    def column(self, name: str, rows: NDArray[np.integer]) -> NDArray[np.integer]:
+        """[n] values of one single-valued column (a feature, ``sid<l>``, ``prefix<l>``)."""
+        if name == "item":
+            return rows
+        if name in self.single:
+            return self.single[name][rows]
+        if name in self.prefixes:
+            return self.prefixes[name][rows]
+        return self.codes[rows, int(name.removeprefix("sid")) - 1]
+
+
+def load_items(data: PreparedData, spec: InputSpec, codes: NDArray[np.int32] | None) -> ItemStore:
+    """Read what ``spec`` needs of ``items.parquet``.
+
+    Args:
+        data: the prepared data set.
+        spec: what the model looks up.
+        codes: [I, D] of the data set's semantic ids, None where there are none.
+
+    Raises:
+        UserError: a column is absent.
+    """
+    single: dict[str, NDArray[np.int32]] = {}
+    multi: dict[str, Ragged] = {}
+    derived = ("item", "sid", "prefix")
+    for lookup in spec.lookups:
+        if lookup.side == "user" or lookup.column.startswith(derived):
+            continue
+        column = _items_column(data, lookup.column)
+        if lookup.multi:
+            offsets = column.offsets.to_numpy().astype(np.int64)
+            multi[lookup.column] = Ragged(offsets, column.values.to_numpy())
+        else:
+            single[lookup.column] = column.to_numpy(zero_copy_only=False)
+    if codes is None:
+        codes = np.zeros((data.manifest.items, 0), dtype=np.int32)
+    prefixes: dict[str, Ints] = {}
+    path = np.zeros(len(codes), dtype=np.int64)
+    for level, count in enumerate(spec.code_counts, start=1):
+        path = path * count + codes[:, level - 1]
+        prefixes[f"prefix{level}"] = path
+    return ItemStore(single, multi, codes, prefixes)
+
+
+def _items_column(data: PreparedData, name: str) -> pa.Array:
+    if name not in data.items.column_names:
+        raise UserError(
+            f"{data.root / 'items.parquet'}: column '{name}' is missing; "
+            "run 'hisac-rec prepare' again"
+        )
+    return data.items[name].combine_chunks()

@@ -1,0 +1,175 @@
+"""Read a split as token-budget batches of requests: sharded, shuffled, vectorised.
+
+The way of the data: row groups -> *units* (a slice of a row group's users), dealt out to
+ranks and worker processes -> a shuffle buffer of several units -> batches cut so that
+each holds about the same number of tokens -> :class:`RequestBatch`. There is no Python
+loop over rows, users or requests.
+
+Legend: R requests, T history events, N candidates, D semantic-ID levels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from hisac_rec.config import Strict
+from hisac_rec.data.assemble import BatchAssembler
+from hisac_rec.data.batch import RequestBatch
+from hisac_rec.data.contract import PreparedData, Split
+from hisac_rec.data.inputs import InputSpec
+from hisac_rec.data.items import ItemStore
+from hisac_rec.data.units import RequestTable, Unit, concat_tables, list_units, read_unit
+
+
+class LoaderConfig(Strict):
+    """``[loader]`` of a model file: how training data is cut into batches."""
+
+    batch_tokens: int = 131072
+    """Token budget of one step over all ranks: history events plus ``candidate_cost`` a
+    candidate. Global, so that the number of ranks does not change what a step sees."""
+    candidate_cost: int = 16
+    """How many tokens a candidate counts for in the budget."""
+    max_candidates: int = 4096
+    """A step holds at most this many candidates over all ranks, however short histories are."""
+    shuffle_requests: int = 65536
+    """Requests held for shuffling, per rank and worker; units are shuffled as well."""
+    workers: int = 0
+    """Loader processes per rank; 0 loads in a background thread of the training process."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Which share of the units a reader takes: number ``index`` of ``count``."""
+
+    index: int = 0
+    count: int = 1
+
+
+class RequestBatches(IterableDataset[RequestBatch]):
+    """All batches of one split for one rank, in a seeded order.
+
+    Args:
+        data: the prepared data set.
+        split: "train", "valid" or "test".
+        spec: what the model looks up.
+        items: item features and codes (shared with worker processes by fork).
+        config: budgets.
+        rank: this rank's share.
+        seed: shuffles units and requests; None reads in order.
+        epoch: changes the order from epoch to epoch.
+        skip: number of first batches to leave out (resume); they are cut, not built.
+
+    Raises:
+        UserError: damaged files, missing columns, ids out of range: naming file and row.
+    """
+
+    def __init__(
+        self,
+        data: PreparedData,
+        split: Split,
+        spec: InputSpec,
+        items: ItemStore,
+        config: LoaderConfig,
+        *,
+        rank: Shard = Shard(),
+        seed: int | None = None,
+        epoch: int = 0,
+        skip: int = 0,
+    ) -> None:
+        super().__init__()
+        self._data = data
+        self._split: Split = split
+        self._spec = spec
+        self._items = items
+        self._config = config
+        self._rank = rank
+        self._seed = seed
+        self._epoch = epoch
+        self._skip = skip
+        self._tokens = max(1, config.batch_tokens // rank.count)
+        self._candidates = max(1, config.max_candidates // rank.count)
+
+    def __iter__(self) -> Iterator[RequestBatch]:
+        worker = get_worker_info()
+        workers = worker.num_workers if worker else 1
+        index = worker.id if worker else 0
+        # Skipped batches come round-robin from the workers, as DataLoader hands them out.
+        skip = (self._skip - index + workers - 1) // workers
+        shard = Shard(self._rank.index * workers + index, self._rank.count * workers)
+        assembler = BatchAssembler(self._spec, self._items)
+        for number, (table, rows) in enumerate(self._cuts(shard)):
+            if number >= skip:
+                yield assembler.assemble(table, rows)
+
+    def _cuts(self, shard: Shard) -> Iterator[tuple[RequestTable, NDArray[np.int64]]]:
+        """Tables in memory and, for each batch, the request rows of the table to take."""
+        generator = np.random.default_rng([self._seed or 0, self._epoch, shard.index])
+        left: RequestTable | None = None
+        for table, last in self._buffers(shard):
+            whole = table if left is None else concat_tables([left, table])
+            order = np.arange(whole.num_requests)
+            if self._seed is not None:
+                generator.shuffle(order)
+            cuts = self._cut(whole, order)
+            # The unfinished batch at the end joins the next buffer, so that a buffer's end
+            # does not make a small batch.
+            keep = len(cuts) - 1 if last else len(cuts) - 2
+            for begin, end in pairwise(cuts[: keep + 1]):
+                yield whole, order[begin:end]
+            left = None if last else whole.take(order[cuts[keep] :])
+
+    def _buffers(self, shard: Shard) -> Iterator[tuple[RequestTable, bool]]:
+        """Joined units of at least ``shuffle_requests`` requests; the flag marks the last."""
+        units = self._units(shard)
+        held: list[RequestTable] = []
+        for position, unit in enumerate(units):
+            held.append(read_unit(unit, self._data.manifest, self._spec))
+            last = position == len(units) - 1
+            if last or sum(t.num_requests for t in held) >= self._config.shuffle_requests:
+                yield concat_tables(held), last
+                held = []
+
+    def _units(self, shard: Shard) -> list[Unit]:
+        units = list_units(self._data, self._split, shards=shard.count)
+        if self._seed is not None:
+            order = np.random.default_rng([self._seed, self._epoch]).permutation(len(units))
+            units = [units[i] for i in order]
+        return units[shard.index :: shard.count]
+
+    def _cut(self, table: RequestTable, order: NDArray[np.int64]) -> list[int]:
+        """Boundaries of the batches in ``order``: greedy under both budgets."""
+        tokens = table.history_lengths() + self._config.candidate_cost * table.candidate_lengths()
+        token_sum = np.cumsum(tokens[order])
+        candidate_sum = np.cumsum(table.candidate_lengths()[order])
+        cuts = [0]
+        while cuts[-1] < len(order):
+            begin = cuts[-1]
+            token_base = token_sum[begin - 1] if begin else 0
+            candidate_base = candidate_sum[begin - 1] if begin else 0
+            end = min(
+                np.searchsorted(token_sum, token_base + self._tokens, side="right"),
+                np.searchsorted(candidate_sum, candidate_base + self._candidates, side="right"),
+            )
+            cuts.append(max(int(end), begin + 1))
+        return cuts
+
+
+def make_loader(batches: RequestBatches, workers: int) -> DataLoader[RequestBatch]:
+    """A DataLoader over ready batches. Made anew for every epoch: worker processes that
+    outlive an epoch would go on with the old order.
+    """
+    return DataLoader(
+        batches,
+        batch_size=None,
+        num_workers=workers,
+        multiprocessing_context="fork" if workers else None,
+        prefetch_factor=4 if workers else None,
+        pin_memory=torch.cuda.is_available(),
+    )

@@ -1,0 +1,295 @@
+"""Units of reading: a slice of the users of one Parquet row group, as flat arrays.
+
+Legend: U users, R requests, L stored history events, N candidates (all of the unit).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from hisac_rec.data.contract import ORACLE_FIELD, Manifest, PreparedData, Split, split_schema
+from hisac_rec.data.inputs import InputSpec
+from hisac_rec.data.jagged import Ints, offsets_of, take_ranges
+from hisac_rec.errors import UserError
+
+UNITS_PER_SHARD = 4
+"""Row groups are sliced until each shard has about this many units, so that shards end
+close together even where a split has few row groups."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Part ``part`` of ``parts`` of the users of one row group."""
+
+    path: Path
+    row_group: int
+    first_row: int
+    part: int
+    parts: int
+
+
+@dataclass(frozen=True)
+class RequestTable:
+    """Requests in memory. History is held once per user; requests point into it.
+
+    ``history_*`` are [L]; ``history_start``, ``history_end``, ``candidate_start``,
+    ``candidate_end``, ``time``, ``number`` and ``user_row`` are [R]; ``candidate_*`` are
+    [N]; ``users`` maps each user-side column to [U].
+    """
+
+    users: dict[str, NDArray[np.int32]]
+    history_item: NDArray[np.int32]
+    history_type: NDArray[np.int8]
+    history_time: Ints
+    user_row: Ints
+    history_start: Ints
+    history_end: Ints
+    candidate_start: Ints
+    candidate_end: Ints
+    time: Ints
+    number: Ints
+    candidate_item: NDArray[np.int32]
+    candidate_label: NDArray[np.float32]
+    candidate_oracle: NDArray[np.float32]
+
+    @property
+    def num_requests(self) -> int:
+        """R."""
+        return len(self.time)
+
+    def history_lengths(self) -> Ints:
+        """[R] events each request sees."""
+        return self.history_end - self.history_start
+
+    def candidate_lengths(self) -> Ints:
+        """[R] candidates of each request."""
+        return self.candidate_end - self.candidate_start
+
+    def take(self, requests: NDArray[np.int64]) -> RequestTable:
+        """Only these requests, holding only the history and candidates they point to."""
+        users, user_row = np.unique(self.user_row[requests], return_inverse=True)
+        # Keep for each user the span from the first to the last event any request needs.
+        first = np.full(len(users), np.iinfo(np.int64).max)
+        last = np.zeros(len(users), dtype=np.int64)
+        np.minimum.at(first, user_row, self.history_start[requests])
+        np.maximum.at(last, user_row, self.history_end[requests])
+        lengths = np.maximum(last - first, 0)
+        events = take_ranges(first, lengths)
+        shift = (offsets_of(lengths)[:-1] - first)[user_row]
+        counts = self.candidate_lengths()[requests]
+        candidates = take_ranges(self.candidate_start[requests], counts)
+        bounds = offsets_of(counts)
+        oracle = self.candidate_oracle
+        return RequestTable(
+            users={name: values[users] for name, values in self.users.items()},
+            history_item=self.history_item[events],
+            history_type=self.history_type[events],
+            history_time=self.history_time[events],
+            user_row=user_row.astype(np.int64),
+            history_start=self.history_start[requests] + shift,
+            history_end=self.history_end[requests] + shift,
+            candidate_start=bounds[:-1],
+            candidate_end=bounds[1:],
+            time=self.time[requests],
+            number=self.number[requests],
+            candidate_item=self.candidate_item[candidates],
+            candidate_label=self.candidate_label[candidates],
+            candidate_oracle=oracle[candidates] if len(oracle) else oracle,
+        )
+
+
+def list_units(data: PreparedData, split: Split, *, shards: int) -> list[Unit]:
+    """The units of a split, in file order; the same on every rank. Reads footers alone.
+
+    Raises:
+        UserError: a file is damaged or the split is empty.
+    """
+    groups: list[tuple[Path, int, int]] = []
+    for path in data.split_files(split):
+        metadata = _open(path).metadata
+        row = 0
+        for group in range(metadata.num_row_groups):
+            groups.append((path, group, row))
+            row += metadata.row_group(group).num_rows
+    parts = max(1, -(-UNITS_PER_SHARD * shards // max(1, len(groups))))
+    return [Unit(*group, part, parts) for group in groups for part in range(parts)]
+
+
+def read_unit(unit: Unit, manifest: Manifest, spec: InputSpec) -> RequestTable:
+    """Read one unit. O(bytes of the unit); arrays are views of Arrow memory where possible.
+
+    Raises:
+        UserError: damaged file, wrong columns, or an id beyond its table.
+    """
+    schema = split_schema(
+        [feature.name for feature in manifest.user_features], oracle=manifest.has_oracle
+    )
+    file = _open(unit.path)
+    _check_schema(unit.path, file.schema_arrow, schema)
+    try:
+        table = file.read_row_group(unit.row_group, columns=schema.names)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{unit.path}: damaged Parquet file ({error}); prepare it again") from None
+    begin = table.num_rows * unit.part // unit.parts
+    end = table.num_rows * (unit.part + 1) // unit.parts
+    table = table.slice(begin, end - begin).combine_chunks()
+    first_row = unit.first_row + begin
+    return _check_ids(_to_arrays(table, spec, unit, first_row), spec, unit.path, first_row)
+
+
+def concat_tables(tables: list[RequestTable]) -> RequestTable:
+    """Join tables; positions are shifted. O(bytes)."""
+    if len(tables) == 1:
+        return tables[0]
+    history = offsets_of(np.array([len(t.history_item) for t in tables]))
+    users = offsets_of(np.array([len(t.users["user"]) for t in tables]))
+    candidates = offsets_of(np.array([len(t.candidate_item) for t in tables]))
+
+    def join(name: str, shifts: Ints | None = None) -> NDArray[Any]:
+        parts = [getattr(t, name) for t in tables]
+        if shifts is not None:
+            parts = [part + shift for part, shift in zip(parts, shifts[:-1], strict=True)]
+        return np.concatenate(parts)
+
+    return RequestTable(
+        users={name: np.concatenate([t.users[name] for t in tables]) for name in tables[0].users},
+        history_item=join("history_item"),
+        history_type=join("history_type"),
+        history_time=join("history_time"),
+        user_row=join("user_row", users),
+        history_start=join("history_start", history),
+        history_end=join("history_end", history),
+        candidate_start=join("candidate_start", candidates),
+        candidate_end=join("candidate_end", candidates),
+        time=join("time"),
+        number=join("number"),
+        candidate_item=join("candidate_item"),
+        candidate_label=join("candidate_label"),
+        candidate_oracle=join("candidate_oracle"),
+    )
+
+
+def _to_arrays(table: pa.Table, spec: InputSpec, unit: Unit, first_row: int) -> RequestTable:
+    history = _column(table, "history_item")
+    requests = _column(table, "requests")
+    offsets = _offsets(history)
+    request_offsets = _offsets(requests)
+    struct = requests.values.slice(requests.offsets[0].as_py(), int(request_offsets[-1]))
+    items = struct.field("items")
+    candidate_offsets = _offsets(items)
+    user_row = np.repeat(np.arange(table.num_rows), np.diff(request_offsets))
+    end = offsets[user_row] + struct.field("history_end").to_numpy()
+    start = offsets[user_row]
+    if spec.max_history is not None:
+        start = np.maximum(start, end - spec.max_history)
+    names = [lookup.column for lookup in spec.of_side("user") if lookup.key != "user"]
+    users = {"user": _column(table, "user").to_numpy()}
+    users |= {name: _column(table, f"user_{name}").to_numpy() for name in names}
+    oracle = np.zeros(0, dtype=np.float32)
+    if struct.type.get_field_index(ORACLE_FIELD) >= 0:
+        oracle = _flat(struct.field(ORACLE_FIELD)).to_numpy()
+    # A number that is the same however the file is sliced: row in file, then request.
+    within = np.arange(len(user_row)) - request_offsets[user_row]
+    return RequestTable(
+        users=users,
+        history_item=_flat(history).to_numpy(),
+        history_type=_flat(_column(table, "history_type")).to_numpy(),
+        history_time=_flat(_column(table, "history_time")).to_numpy(),
+        user_row=user_row,
+        history_start=start,
+        history_end=end,
+        candidate_start=candidate_offsets[:-1],
+        candidate_end=candidate_offsets[1:],
+        time=struct.field("time").to_numpy(),
+        number=(first_row + user_row) * (1 << 24) + within,
+        candidate_item=_flat(items).to_numpy(),
+        candidate_label=_flat(struct.field("labels")).to_numpy(),
+        candidate_oracle=oracle,
+    )
+
+
+def _check_ids(table: RequestTable, spec: InputSpec, path: Path, first_row: int) -> RequestTable:
+    """Ids beyond their table: an error naming feature, id, file and row, or the unknown id."""
+    fixed: dict[str, Any] = {}
+    columns: dict[str, tuple[NDArray[np.int32], int]] = {
+        "history_item": (table.history_item, spec.items),
+        "candidate_item": (table.candidate_item, spec.items),
+    }
+    users = dict(table.users)
+    rows = {lookup.column: lookup.rows for lookup in spec.of_side("user")}
+    columns |= {f"users.{n}": (v, rows[n]) for n, v in users.items() if n in rows}
+    for name, (ids, limit) in columns.items():
+        bad = (ids < 0) | (ids >= limit)
+        if not bad.any():
+            continue
+        if spec.out_of_range == "error":
+            at = int(np.argmax(bad))
+            row = first_row + _row_of(table, name, at)
+            raise UserError(
+                f"{path}: row {row}: {name.removeprefix('users.')} = {int(ids[at])} is outside "
+                f"its table of {limit:,} rows; prepare the data again, or set "
+                "inputs.out_of_range=unknown to send such ids to the unknown row"
+            )
+        mended = np.where(bad, 0, ids).astype(np.int32)
+        if name.startswith("users."):
+            users[name.removeprefix("users.")] = mended
+        else:
+            fixed[name] = mended
+    return replace(table, users=users, **fixed)
+
+
+def _row_of(table: RequestTable, name: str, at: int) -> int:
+    """The user row (within the unit) that element ``at`` of a column belongs to."""
+    if name.startswith("users."):
+        return at
+    if name == "candidate_item":
+        return int(table.user_row[np.searchsorted(table.candidate_end, at, side="right")])
+    covers = (table.history_start <= at) & (at < table.history_end)
+    return int(table.user_row[np.argmax(covers)]) if covers.any() else 0
+
+
+def _open(path: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(path, memory_map=True)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; prepare the data again") from None
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path}: damaged Parquet file ({error}); prepare it again") from None
+
+
+def _check_schema(path: Path, found: pa.Schema, expected: pa.Schema) -> None:
+    for field in expected:
+        index = found.get_field_index(field.name)
+        if index < 0:
+            raise UserError(
+                f"{path}: column '{field.name}' is missing; expected {', '.join(expected.names)}"
+            )
+        if not found.field(index).type.equals(field.type):
+            raise UserError(
+                f"{path}: column '{field.name}' is {found.field(index).type}, "
+                f"expected {field.type}; prepare the data again"
+            )
+
+
+def _column(table: pa.Table, name: str) -> pa.Array:
+    column = table[name]
+    return column.chunk(0) if column.num_chunks else pa.array([], type=column.type)
+
+
+def _offsets(array: pa.ListArray) -> Ints:
+    """[n+1] offsets from 0, whatever slice the array is of."""
+    offsets = array.offsets.to_numpy().astype(np.int64)
+    return offsets - offsets[0]
+
+
+def _flat(array: pa.ListArray) -> pa.Array:
+    """The values of exactly these lists (``.values`` alone ignores slicing)."""
+    first, last = array.offsets[0].as_py(), array.offsets[len(array)].as_py()
+    return array.values.slice(first, last - first)

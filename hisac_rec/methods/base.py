@@ -1,0 +1,150 @@
+"""The interface of history methods, and how one is found by name.
+
+A method turns a jagged history into one interest vector per candidate, in two steps:
+``compress`` sees the history alone (once per request; its result can be cached) and
+``read`` brings in the candidates. Legend: R requests, T events, N candidates, D levels,
+d width of trained embeddings, s width of frozen semantic vectors.
+
+A new method is one new file: ``hisac_rec/methods/<name>.py`` (or any importable module)
+that defines a :class:`HistoryMethod` called ``Method``. In the model file
+``history.method = "<name>"`` or ``"package.module:ClassName"``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from hisac_rec.config import Strict
+from hisac_rec.data.inputs import Side
+from hisac_rec.errors import UserError, did_you_mean
+
+
+@dataclass
+class History:
+    """The histories of R requests, joined."""
+
+    offsets: Tensor
+    """[R+1] int64."""
+    values: Tensor
+    """[T, d] trainable event embeddings e': sums of table rows, no non-linearity."""
+    codes: Tensor
+    """[T, D] int64 semantic-ID codes; D = 0 where the data set has none."""
+    vectors: Tensor | None
+    """[T, s] frozen semantic vectors e, where the method asked for them."""
+    age: Tensor
+    """[T] float32: request time minus event time."""
+
+    @property
+    def num_requests(self) -> int:
+        """R."""
+        return self.offsets.shape[0] - 1
+
+
+@dataclass
+class Candidates:
+    """The candidates of the same R requests, joined."""
+
+    offsets: Tensor
+    """[R+1] int64."""
+    values: Tensor
+    """[N, d] trainable embeddings in the same space as ``History.values``."""
+    codes: Tensor
+    """[N, D] int64 semantic-ID codes."""
+    vectors: Tensor | None
+    """[N, s] frozen semantic vectors, where the method asked for them."""
+    request: Tensor
+    """[N] int64: the request of each candidate."""
+
+
+@dataclass(frozen=True)
+class MethodShape:
+    """What a method needs to know to be built."""
+
+    dim: int
+    """d."""
+    codebook: tuple[Tensor, ...]
+    """D tensors [C_l, s]; on the meta device while only planning."""
+    vector_dim: int
+    """s."""
+
+
+class HistoryMethod(nn.Module):
+    """Base class of all history methods.
+
+    Args:
+        config: an instance of the class's own ``Config``.
+        shape: sizes and codebook.
+    """
+
+    Config: ClassVar[type[Strict]] = Strict
+    """Typed ``[history]`` keys besides ``method``."""
+
+    uses_history: ClassVar[bool] = True
+    """False: the ranker feeds no history at all, neither long nor short."""
+
+    def __init__(self, config: Any, shape: MethodShape) -> None:
+        super().__init__()
+        self.dim = shape.dim
+
+    @classmethod
+    def vector_sides(cls, config: Any) -> tuple[Side, ...]:
+        """Sides ("history", "candidate") whose frozen semantic vectors are read."""
+        return ()
+
+    def compress(self, history: History) -> Any:
+        """The candidate-independent part: whatever ``read`` needs, per request."""
+        raise NotImplementedError
+
+    def read(self, memory: Any, candidates: Candidates) -> Tensor:
+        """[N, d] interest vector of every candidate."""
+        raise NotImplementedError
+
+    def forward(self, history: History, candidates: Candidates) -> Tensor:
+        """[N, d]: compress once per request, then read for its candidates."""
+        return self.read(self.compress(history), candidates)
+
+
+def method_names() -> list[str]:
+    """Names of the shipped methods."""
+    package = importlib.import_module("hisac_rec.methods")
+    modules = {module.name for module in pkgutil.iter_modules(package.__path__)}
+    return sorted(modules - {"base", "blocks", "attention"})
+
+
+def find_method(name: str) -> type[HistoryMethod]:
+    """The class behind ``history.method``.
+
+    Args:
+        name: a shipped name, or ``package.module:ClassName``.
+
+    Raises:
+        UserError: no such method; names the nearest shipped one.
+    """
+    module_name, _, class_name = name.partition(":")
+    if not class_name:
+        if name not in method_names():
+            raise UserError(
+                f"history.method = '{name}' is neither shipped nor of the form "
+                f"package.module:ClassName{did_you_mean(name, method_names())}"
+            )
+        module_name, class_name = f"hisac_rec.methods.{name}", "Method"
+    try:
+        method = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"history.method = '{name}': cannot be imported: {error}") from error
+    if not (isinstance(method, type) and issubclass(method, HistoryMethod)):
+        raise UserError(f"history.method = '{name}': is no subclass of HistoryMethod")
+    return method
+
+
+def request_of_rows(offsets: Tensor, rows: int) -> Tensor:
+    """[rows] int64: the request that each row of a jagged tensor belongs to. O(rows)."""
+    lengths = offsets.diff()
+    requests = torch.arange(len(lengths), device=offsets.device)
+    return torch.repeat_interleave(requests, lengths, output_size=rows)

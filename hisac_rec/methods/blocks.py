@@ -1,0 +1,57 @@
+"""Cut jagged rows into fixed blocks, so that matrix products run batched without padding
+to the longest request: only a request's last block is padded.
+
+Legend: R requests, T rows, B rows a block, n blocks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Blocks:
+    """Blocks of at most B rows; a block never spans two requests.
+
+    Args:
+        request: [n] int64 request of each block, ascending.
+        index: [n, B] int64 row of each place; the request's first row where masked.
+        mask: [n, B] bool, True where a place holds a row.
+    """
+
+    request: Tensor
+    index: Tensor
+    mask: Tensor
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """[T, ...] -> [n, B, ...]; masked places repeat a valid row. O(n B width)."""
+        return rows[self.index]
+
+    def scatter(self, blocked: Tensor, rows: int) -> Tensor:
+        """[n, B, ...] -> [rows, ...]: the inverse of :meth:`gather` on unmasked places."""
+        result = blocked.new_zeros((rows, *blocked.shape[2:]))
+        result[self.index[self.mask]] = blocked[self.mask]
+        return result
+
+
+def make_blocks(offsets: Tensor, size: int) -> Blocks:
+    """Cut the rows described by ``offsets`` [R+1] into blocks of ``size``. O(T + R)."""
+    lengths = offsets.diff()
+    counts = (lengths + size - 1) // size
+    request = torch.repeat_interleave(torch.arange(len(lengths), device=offsets.device), counts)
+    first_block = counts.cumsum(0) - counts
+    within = torch.arange(len(request), device=offsets.device) - first_block[request]
+    place = torch.arange(size, device=offsets.device)
+    start = offsets[request] + within * size
+    index = start[:, None] + place
+    mask = index < offsets[request + 1][:, None]
+    return Blocks(request, torch.where(mask, index, start[:, None]), mask)
+
+
+def block_size(rows: int, requests: int, *, smallest: int = 16, largest: int = 128) -> int:
+    """A power of two near the mean rows per request: little padding, enough work a product."""
+    mean = max(1, rows // max(1, requests))
+    return max(smallest, min(largest, 1 << (mean - 1).bit_length()))

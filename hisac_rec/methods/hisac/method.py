@@ -1,0 +1,172 @@
+"""HiSAC as a history method: vote, activate, route; candidates attend to the agents.
+
+Legend: R requests, T events, U occupied leaves, K agent slots, N candidates, d value width,
+s semantic width, D levels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from hisac_rec.config import Strict
+from hisac_rec.data.inputs import Side
+from hisac_rec.errors import UserError
+from hisac_rec.methods.attention import CandidateAttention
+from hisac_rec.methods.base import Candidates, History, HistoryMethod, MethodShape, request_of_rows
+from hisac_rec.methods.hisac.routing import Frozen, soft_route
+from hisac_rec.methods.hisac.voting import (
+    Agents,
+    Leaves,
+    activate,
+    count_leaves,
+    path_vectors,
+    to_slots,
+)
+
+
+class HiSACConfig(Strict):
+    """``[history]`` keys of ``method = "hisac"``; the paper leaves all of them open."""
+
+    keep: list[int] = [16, 4]
+    """k^(l): children kept under each surviving parent, per codebook level. At most their
+    product of agents. A value at or above the level's codes switches pruning off there."""
+    tau: float = Field(default=0.1, gt=0)
+    """Routing temperature, in the unit of the (squared) distance between semantic vectors.
+    Small: an agent averages its own leaf; large: every agent averages the whole history."""
+    squared_distance: bool = False
+    """Squared instead of plain L2 distance between events and agents."""
+    semantics: Literal["codes", "vectors"] = "codes"
+    """What an event's key e_i is: "codes" rebuilds it from its semantic ID (events of a leaf
+    share one distance: cost O(T d + U K d)); "vectors" looks up the item's own frozen vector
+    (a sharded fp16 table; cost O(T K (s + d)))."""
+    agent_weight: Literal["bias", "none"] = "bias"
+    """Where the agents' weights w_a enter: "bias" adds log w_a to the candidate attention's
+    scores, "none" leaves them out."""
+    weight_power: float = Field(default=0.5, ge=0)
+    """Softness of the weights: w_a is votes ** weight_power, normalised per request."""
+    heads: int = Field(default=2, gt=0)
+    """Heads of the candidate attention; a divisor of tables.dim."""
+
+
+@dataclass
+class AgentMemory:
+    """What a request's history is compressed to; this is what a cache holds.
+
+    Args:
+        vectors: [R, K, d] zhat.
+        filled: [R, K] bool.
+        log_weight: [R, K] log w_a; 0 where unfilled.
+        path: [R, K] int64 leaf path of each agent; -1 where unfilled.
+        votes: [R, K] int64.
+    """
+
+    vectors: Tensor
+    filled: Tensor
+    log_weight: Tensor
+    path: Tensor
+    votes: Tensor
+
+
+class HiSAC(HistoryMethod):
+    """Hierarchical voting, sparse activation, soft routing, candidate attention.
+
+    Source: HiSAC, arXiv 2602.21009; DESIGN.md section 2. The candidate attention has a
+    learned null slot, which the paper does not mention.
+
+    Raises:
+        UserError: the data set has no codebook or ``keep`` does not fit its levels.
+    """
+
+    Config: ClassVar[type[Strict]] = HiSACConfig
+
+    def __init__(self, config: HiSACConfig, shape: MethodShape) -> None:
+        super().__init__(config, shape)
+        if not shape.codebook:
+            raise UserError(
+                "history.method = 'hisac' needs semantic ids; run 'hisac-rec semantic-ids' first"
+            )
+        if len(config.keep) != len(shape.codebook):
+            raise UserError(
+                f"history.keep = {config.keep}: the codebook has {len(shape.codebook)} levels; "
+                "give one number per level"
+            )
+        self.config = config
+        self.code_counts = tuple(len(words) for words in shape.codebook)
+        for level, words in enumerate(shape.codebook):
+            self.register_buffer(f"codebook_{level}", words.detach().clone())
+        self.attention = CandidateAttention(shape.dim, config.heads)
+
+    @classmethod
+    def vector_sides(cls, config: HiSACConfig) -> tuple[Side, ...]:
+        return ("history",) if config.semantics == "vectors" else ()
+
+    @property
+    def codebook(self) -> list[Tensor]:
+        """D tensors [C_l, s]."""
+        return [getattr(self, f"codebook_{level}") for level in range(len(self.code_counts))]
+
+    def compress(self, history: History) -> AgentMemory:
+        """Votes -> agents -> routed vectors, candidate-independent."""
+        requests = history.num_requests
+        request = request_of_rows(history.offsets, history.values.shape[0])
+        leaves = count_leaves(history.codes, request, requests, self.code_counts)
+        agents = activate(leaves, self.config.keep, self.code_counts)
+        slot, filled = to_slots(agents, requests)
+        vectors = self._route(history, leaves, agents, slot, filled)
+        return AgentMemory(
+            vectors=vectors * filled.unsqueeze(-1),
+            filled=filled,
+            log_weight=self._log_weight(agents, slot, filled),
+            path=_spread(agents.path, agents, slot, filled, empty=-1),
+            votes=_spread(agents.votes, agents, slot, filled, empty=0),
+        )
+
+    def read(self, memory: AgentMemory, candidates: Candidates) -> Tensor:
+        """[N, d]: multi-head target attention over the agents."""
+        bias = memory.log_weight if self.config.agent_weight == "bias" else None
+        return self.attention(
+            candidates.values, candidates.offsets, memory.vectors, memory.filled, bias
+        )
+
+    def _route(
+        self, history: History, leaves: Leaves, agents: Agents, slot: Tensor, filled: Tensor
+    ) -> Tensor:
+        codebook = self.codebook
+        leaf_vectors = path_vectors(leaves.path, codebook)
+        queries = leaf_vectors.new_zeros((*filled.shape, leaf_vectors.shape[1]))
+        queries[agents.request, slot] = leaf_vectors[agents.leaf]
+        tau, squared = self.config.tau, self.config.squared_distance
+        if self.config.semantics == "vectors":
+            if history.vectors is None:
+                raise ValueError("semantics = 'vectors' needs History.vectors")
+            keys = history.vectors.to(queries.dtype)
+            return soft_route(
+                history.values, Frozen(queries, keys, None, history.offsets, tau, squared)
+            )
+        # Events of one leaf share their key, so route the leaves' sums, each counted by votes.
+        sums = history.values.new_zeros((len(leaves.path), history.values.shape[1]))
+        sums = sums.index_add(0, leaves.of_event, history.values)
+        counts = torch.bincount(leaves.request, minlength=filled.shape[0])
+        offsets = nn.functional.pad(counts.cumsum(0), (1, 0))
+        return soft_route(sums, Frozen(queries, leaf_vectors, leaves.votes, offsets, tau, squared))
+
+    def _log_weight(self, agents: Agents, slot: Tensor, filled: Tensor) -> Tensor:
+        """[R, K] log of votes ** weight_power normalised per request."""
+        score = self.config.weight_power * agents.votes.to(torch.float32).log()
+        dense = _spread(score, agents, slot, filled, empty=float("-inf"))
+        # A request without agents has only -inf: log_softmax gives nan there, masked here.
+        return torch.where(filled, dense.log_softmax(dim=-1), 0.0)
+
+
+def _spread(
+    values: Tensor, agents: Agents, slot: Tensor, filled: Tensor, *, empty: float
+) -> Tensor:
+    """[A] -> [R, K], ``empty`` where unfilled."""
+    dense = values.new_full(filled.shape, empty)
+    dense[agents.request, slot] = values
+    return dense

@@ -1,0 +1,157 @@
+"""Soft-routing attention as one operator (DESIGN section 2, point 3).
+
+``alpha[a, i] = softmax over i of (-||e_i - z_a|| / tau)`` and ``zhat_a = sum_i alpha e'_i``.
+Queries and keys are frozen: no gradient flows through alpha, so the backward pass is
+``d e' = alpha^T d zhat`` and alpha is recomputed there instead of being stored.
+
+Legend: R requests, K slots, T rows (events, or leaves standing for several events),
+s semantic width, d value width, n blocks of B rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from hisac_rec.methods.blocks import Blocks, block_size, make_blocks
+
+CHUNK_ELEMENTS = 1 << 24
+"""At most about this many elements of alpha exist at a time (64 MiB in fp32)."""
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """What alpha depends on.
+
+    Args:
+        queries: [R, K, s] agent vectors z_a (anything in unfilled slots).
+        keys: [T, s] vectors e_i.
+        counts: [T] events that each row stands for, or None for one each.
+        offsets: [R+1] int64 over T.
+        tau: temperature, > 0.
+        squared: use the squared distance.
+    """
+
+    queries: Tensor
+    keys: Tensor
+    counts: Tensor | None
+    offsets: Tensor
+    tau: float
+    squared: bool
+
+
+def soft_route(values: Tensor, frozen: Frozen) -> Tensor:
+    """Route rows to agents.
+
+    With ``counts``, a row stands for that many events with one shared key, and its value is
+    the *sum* of theirs: the result equals routing the events one by one.
+
+    Args:
+        values: [T, d].
+        frozen: queries, keys and temperature.
+
+    Returns:
+        [R, K, d]; zeros for a request without rows. O(T K (s + d)) multiplications,
+        O(min(T K, CHUNK_ELEMENTS)) extra memory.
+    """
+    f = frozen
+    result: Tensor = _SoftRoute.apply(
+        values, f.queries, f.keys, f.counts, f.offsets, f.tau, f.squared
+    )
+    return result
+
+
+class _SoftRoute(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        values: Tensor,
+        queries: Tensor,
+        keys: Tensor,
+        counts: Tensor | None,
+        offsets: Tensor,
+        tau: float,
+        squared: bool,
+    ) -> Tensor:
+        frozen = Frozen(queries, keys, counts, offsets, tau, squared)
+        requests, slots, _ = queries.shape
+        highest = queries.new_full((requests, slots), float("-inf"))
+        total = queries.new_zeros((requests, slots))
+        result = values.new_zeros((requests, slots, values.shape[1]))
+        for blocks in _chunks(frozen):
+            at = blocks.request
+            scores = _scores(frozen, blocks)
+            top = scores.amax(-1)
+            highest.scatter_reduce_(0, at.unsqueeze(1).expand_as(top), top, "amax")
+            weights = (scores - highest[at].unsqueeze(-1)).exp_()
+            total.index_add_(0, at, _mass(weights, blocks, counts))
+            result.index_add_(0, at, torch.bmm(weights.to(values.dtype), blocks.gather(values)))
+        total = total.clamp_min(torch.finfo(total.dtype).tiny)
+        result /= total.unsqueeze(-1)
+        ctx.save_for_backward(queries, keys, counts, offsets, highest, total)
+        ctx.tau, ctx.squared, ctx.rows = tau, squared, values.shape[0]
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None, None, None]:
+        queries, keys, counts, offsets, highest, total = ctx.saved_tensors
+        frozen = Frozen(queries, keys, counts, offsets, ctx.tau, ctx.squared)
+        scaled = gradient / total.unsqueeze(-1)
+        result = gradient.new_zeros((ctx.rows, gradient.shape[-1]))
+        for blocks in _chunks(frozen):
+            at = blocks.request
+            weights = (_scores(frozen, blocks) - highest[at].unsqueeze(-1)).exp_()
+            part = torch.bmm(weights.transpose(1, 2).to(gradient.dtype), scaled[at])
+            result[blocks.index[blocks.mask]] = part[blocks.mask]
+        return result, None, None, None, None, None, None
+
+
+def _chunks(frozen: Frozen) -> Iterator[Blocks]:
+    """Blocks in groups of whole requests whose alpha stays below CHUNK_ELEMENTS."""
+    requests, slots, _ = frozen.queries.shape
+    rows = frozen.keys.shape[0]
+    if not rows:
+        return
+    size = block_size(rows, requests)
+    blocks = make_blocks(frozen.offsets, size)
+    limit = max(1, CHUNK_ELEMENTS // (slots * size))
+    if len(blocks.request) <= limit:
+        yield blocks
+        return
+    # The first block of each request is where a cut may lie.
+    per_request = torch.bincount(blocks.request, minlength=requests)
+    ends = per_request.cumsum(0).cpu()
+    begin = 0
+    while begin < len(blocks.request):
+        request = int(torch.searchsorted(ends, begin + limit, right=True))
+        end = int(ends[request - 1]) if request else 0
+        if end <= begin:  # a single request beyond the limit goes alone
+            end = int(ends[int(torch.searchsorted(ends, begin, right=True))])
+        part = slice(begin, end)
+        yield Blocks(blocks.request[part], blocks.index[part], blocks.mask[part])
+        begin = end
+
+
+def _scores(frozen: Frozen, blocks: Blocks) -> Tensor:
+    """[n, K, B]: -distance / tau, -inf at masked places."""
+    keys = blocks.gather(frozen.keys)
+    queries = frozen.queries[blocks.request]
+    squares = keys.square().sum(-1).unsqueeze(1) + queries.square().sum(-1).unsqueeze(2)
+    distance = torch.baddbmm(squares, queries, keys.transpose(1, 2), alpha=-2.0).clamp_min_(0.0)
+    if not frozen.squared:
+        distance.sqrt_()
+    distance.mul_(-1.0 / frozen.tau)
+    return distance.masked_fill_(~blocks.mask.unsqueeze(1), float("-inf"))
+
+
+def _mass(weights: Tensor, blocks: Blocks, counts: Tensor | None) -> Tensor:
+    """[n, K]: sum of weights over the events of each block."""
+    if counts is None:
+        return weights.sum(-1)
+    return torch.bmm(weights, blocks.gather(counts).to(weights.dtype).unsqueeze(-1)).squeeze(-1)

@@ -1,0 +1,164 @@
+"""Hierarchical voting and sparse activation (HiSAC, arXiv 2602.21009; DESIGN section 2).
+
+Per request, bottom-up: a leaf's votes are its events, an inner node's the sum over its
+children. Top-down: under each surviving parent only its top-k children by votes survive;
+ties go to the smaller code. The surviving leaves are the interest-agents.
+
+Legend: R requests, T events, D levels, C_l codes, U occupied leaves, A agents (all requests).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor
+
+DENSE_BINS_PER_EVENT = 8
+"""Leaves are counted in a dense table while it has at most this many bins an event."""
+
+
+@dataclass
+class Leaves:
+    """Occupied leaves of every request, ordered by request, then by path.
+
+    Args:
+        request: [U] int64.
+        path: [U] int64, the path of codes as one number (``prefix<D>``).
+        votes: [U] int64.
+        of_event: [T] int64, the leaf of each event.
+    """
+
+    request: Tensor
+    path: Tensor
+    votes: Tensor
+    of_event: Tensor
+
+
+@dataclass
+class Agents:
+    """Surviving leaves, ordered by request, then by path.
+
+    Args:
+        leaf: [A] int64 into ``Leaves``.
+        request: [A] int64.
+        path: [A] int64.
+        votes: [A] int64.
+    """
+
+    leaf: Tensor
+    request: Tensor
+    path: Tensor
+    votes: Tensor
+
+
+def path_numbers(codes: Tensor, code_counts: Sequence[int]) -> Tensor:
+    """[T, D] codes -> [T] int64 paths in mixed radix; raises nothing. O(T D)."""
+    path = torch.zeros(codes.shape[0], dtype=torch.int64, device=codes.device)
+    for level, count in enumerate(code_counts):
+        path = path * count + codes[:, level]
+    return path
+
+
+def count_leaves(
+    codes: Tensor, request: Tensor, requests: int, code_counts: Sequence[int]
+) -> Leaves:
+    """Occupied leaves with their votes.
+
+    O(T + R C) where the dense table of R x C leaves is small, else O(T log T) by sorting.
+
+    Args:
+        codes: [T, D] int64.
+        request: [T] int64, ascending.
+        requests: R.
+        code_counts: C_1..C_D.
+    """
+    width = prod(code_counts)
+    key = request * width + path_numbers(codes, code_counts)
+    if requests * width <= DENSE_BINS_PER_EVENT * max(1, len(key)):
+        table = torch.bincount(key, minlength=requests * width)
+        occupied = table.nonzero().squeeze(1)
+        votes = table[occupied]
+        position = torch.cumsum(table > 0, 0) - 1
+        of_event = position[key]
+    else:
+        occupied, of_event, votes = torch.unique(key, return_inverse=True, return_counts=True)
+    return Leaves(occupied // width, occupied % width, votes, of_event)
+
+
+def activate(leaves: Leaves, keep: Sequence[int], code_counts: Sequence[int]) -> Agents:
+    """Keep the top ``keep[l]`` children under each surviving parent, level by level.
+
+    O(D U log U).
+
+    Args:
+        leaves: of :func:`count_leaves`.
+        keep: k^(1)..k^(D).
+        code_counts: C_1..C_D.
+    """
+    # Bottom-up: nodes of each level, in the same order as the leaves, with summed votes.
+    nodes, votes = leaves.path, leaves.votes
+    request = leaves.request
+    levels: list[tuple[Tensor, Tensor]] = []  # (votes, parent index), leaves first
+    for level in range(len(code_counts) - 1, 0, -1):
+        above = nodes // code_counts[level]
+        width = prod(code_counts[:level])
+        unique, parent = torch.unique_consecutive(request * width + above, return_inverse=True)
+        levels.append((votes, parent))
+        votes = torch.zeros_like(unique).index_add_(0, parent, votes)
+        nodes, request = unique % width, unique // width
+    levels.append((votes, request))
+    # Top-down: a node survives when its parent does and it ranks below k among siblings.
+    survives: Tensor | None = None
+    for k, (votes, parent) in zip(keep, reversed(levels), strict=True):
+        kept = _rank_among_siblings(votes, parent) < k
+        survives = kept if survives is None else kept & survives[parent]
+    leaf = (
+        survives.nonzero().squeeze(1)
+        if survives is not None
+        else torch.zeros(0, dtype=torch.int64, device=leaves.path.device)
+    )
+    return Agents(leaf, leaves.request[leaf], leaves.path[leaf], leaves.votes[leaf])
+
+
+def _rank_among_siblings(votes: Tensor, parent: Tensor) -> Tensor:
+    """[n] rank of each node under its parent: most votes first, ties in order of position.
+
+    ``parent`` ascends. One stable sort: O(n log n).
+    """
+    if not len(votes):
+        return votes
+    most = votes.max()
+    order = torch.argsort(parent * (most + 1) + (most - votes), stable=True)
+    position = torch.arange(len(votes), device=votes.device)
+    first = torch.searchsorted(parent, parent)
+    rank = torch.empty_like(order)
+    rank[order] = position
+    # The sort keeps each parent's children together and parents in order, so a node's rank
+    # is its place minus the place where its siblings begin.
+    return rank - first
+
+
+def path_vectors(path: Tensor, codebook: Sequence[Tensor]) -> Tensor:
+    """[n] paths -> [n, s]: the sum of the code words on each path (z_a). O(n D s)."""
+    total: Tensor | None = None
+    rest = path
+    for words in reversed(codebook):
+        word = words[rest % len(words)]
+        rest = rest // len(words)
+        total = word if total is None else total + word
+    if total is None:
+        raise ValueError("a codebook needs at least one level")
+    return total
+
+
+def to_slots(agents: Agents, requests: int) -> tuple[Tensor, Tensor]:
+    """Dense places of the agents: slot [A] within the request, and filled [R, K] bool."""
+    counts = torch.bincount(agents.request, minlength=requests)
+    first = counts.cumsum(0) - counts
+    slot = torch.arange(len(agents.request), device=agents.request.device) - first[agents.request]
+    most = int(counts.max()) if len(counts) else 0
+    filled = torch.arange(max(1, most), device=counts.device) < counts[:, None]
+    return slot, filled

@@ -1,0 +1,34 @@
+"""Mean pooling: one vector per request, the same for every candidate.
+
+Legend: R requests, T events, N candidates, d width.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor
+
+from hisac_rec.config import Strict
+from hisac_rec.methods.base import Candidates, History, HistoryMethod, request_of_rows
+
+
+class MeanConfig(Strict):
+    """``[history]`` keys of ``method = "mean"``: there are none."""
+
+
+class Method(HistoryMethod):
+    """The mean of all event embeddings (YouTube DNN's pooling); zeros without events."""
+
+    Config: ClassVar[type[Strict]] = MeanConfig
+
+    def compress(self, history: History) -> Tensor:
+        """[R, d] mean of the events. O(T d)."""
+        request = request_of_rows(history.offsets, history.values.shape[0])
+        sums = history.values.new_zeros((history.num_requests, self.dim))
+        sums = sums.index_add(0, request, history.values)
+        return sums / history.offsets.diff().clamp_min(1).unsqueeze(1)
+
+    def read(self, memory: Tensor, candidates: Candidates) -> Tensor:
+        """[N, d]: the request's mean. O(N d)."""
+        return memory[candidates.request]

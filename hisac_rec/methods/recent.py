@@ -1,0 +1,62 @@
+"""Target attention over the newest events alone: what truncating a history leaves.
+
+Legend: R requests, T events, S newest events kept, N candidates, d width.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from hisac_rec.config import Strict
+from hisac_rec.methods.attention import CandidateAttention
+from hisac_rec.methods.base import Candidates, History, HistoryMethod, MethodShape
+
+
+class RecentConfig(Strict):
+    """``[history]`` keys of ``method = "recent"``."""
+
+    events: int = Field(default=50, gt=0)
+    """How many newest events a candidate attends to."""
+    heads: int = Field(default=2, gt=0)
+    """Heads of the candidate attention; a divisor of tables.dim."""
+
+
+class Method(HistoryMethod):
+    """The same candidate attention as HiSAC's, over the S newest events instead of agents."""
+
+    Config: ClassVar[type[Strict]] = RecentConfig
+
+    def __init__(self, config: RecentConfig, shape: MethodShape) -> None:
+        super().__init__(config, shape)
+        self.events = config.events
+        self.attention = CandidateAttention(shape.dim, config.heads)
+
+    def compress(self, history: History) -> tuple[Tensor, Tensor]:
+        """([R, S, d] newest events, newest first; [R, S] filled). O(R S d)."""
+        return newest_events(history, self.events)
+
+    def read(self, memory: tuple[Tensor, Tensor], candidates: Candidates) -> Tensor:
+        """[N, d]."""
+        events, filled = memory
+        return self.attention(candidates.values, candidates.offsets, events, filled, None)
+
+
+def newest_events(history: History, count: int) -> tuple[Tensor, Tensor]:
+    """The newest ``count`` events of each request as a dense tensor.
+
+    Padding is bounded by ``count``, whatever the longest history is.
+
+    Returns:
+        events [R, S, d], newest first, zeros where a history is shorter; filled [R, S] bool.
+    """
+    ends = history.offsets[1:].unsqueeze(1)
+    rows = ends - 1 - torch.arange(count, device=ends.device)
+    filled = rows >= history.offsets[:-1].unsqueeze(1)
+    if not history.values.shape[0]:
+        return history.values.new_zeros((*filled.shape, history.values.shape[1])), filled
+    events = history.values[rows.clamp_min(0)]
+    return events * filled.unsqueeze(-1), filled

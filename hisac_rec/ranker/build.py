@@ -1,0 +1,87 @@
+"""Put a ranker together from a model file and a prepared data set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hisac_rec.data.contract import PreparedData
+from hisac_rec.data.inputs import InputSpec, build_input_spec
+from hisac_rec.errors import UserError
+from hisac_rec.methods.base import MethodShape, find_method
+from hisac_rec.ranker.config import ModelConfig
+from hisac_rec.ranker.ranker import DenseRanker, Ranker
+from hisac_rec.ranker.sparse import frozen_vectors, trained_tables
+from hisac_rec.semantic.store import Semantics, load_semantics
+
+
+@dataclass(frozen=True)
+class RankerSchema:
+    """What of the data a ranker is built on.
+
+    Args:
+        spec: lookups and table sizes.
+        codebook: D tensors [C_l, s]; empty without semantic ids.
+    """
+
+    spec: InputSpec
+    codebook: tuple[Tensor, ...]
+
+
+def optional_semantics(data: PreparedData) -> Semantics | None:
+    """The data set's semantic ids, or None before ``hisac-rec semantic-ids``."""
+    return load_semantics(data) if data.has_semantic_ids else None
+
+
+def ranker_schema(
+    config: ModelConfig, data: PreparedData, semantics: Semantics | None
+) -> RankerSchema:
+    """Resolve what the model looks up in this data set.
+
+    Raises:
+        UserError: the model asks for a feature or semantic ids that the data set lacks.
+    """
+    sides = find_method(config.method).vector_sides(config.method_config())
+    if sides and semantics is None:
+        raise UserError(
+            f"{data.root}: the history method reads semantic vectors, but the data set has no "
+            "semantic ids; run 'hisac-rec semantic-ids' first"
+        )
+    spec = build_input_spec(
+        config.inputs,
+        data.manifest,
+        tuple(semantics.code_counts) if semantics else (),
+        vector_sides=sides,
+        vector_dim=semantics.vectors.shape[1] if semantics else 0,
+    )
+    codebook = (
+        tuple(torch.from_numpy(words.copy()) for words in semantics.codebook) if (semantics) else ()
+    )
+    return RankerSchema(spec, codebook)
+
+
+def build_ranker(
+    config: ModelConfig, schema: RankerSchema, device: torch.device | str = "cpu"
+) -> Ranker:
+    """Build the unsharded ranker.
+
+    Args:
+        config: the resolved model file.
+        schema: of :func:`ranker_schema`.
+        device: of the tables; "meta" allocates nothing there. Dense parts are on the CPU
+            unless the device is "meta".
+    """
+    spec = schema.spec
+    table_device = torch.device(device)
+    shape = MethodShape(config.tables.dim, schema.codebook, spec.vector_dim)
+    with torch.device("meta" if table_device.type == "meta" else "cpu"):
+        method = find_method(config.method)(config.method_config(), shape)
+        dense = DenseRanker(config.ranker, spec, method, config.tables.dim)
+    return Ranker(
+        trained_tables(spec, config.tables, table_device),
+        frozen_vectors(spec, table_device) if spec.vector_sides else None,
+        dense,
+        config.train.precision,
+    )

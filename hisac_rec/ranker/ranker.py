@@ -1,0 +1,179 @@
+"""The ranker: sharded lookups, then everything dense in one module.
+
+``forward`` touches nothing but attributes of the batch before the sharded modules, so
+``TrainPipelineSparseDist`` can start the lookups of the next batch during this one.
+
+Legend: R requests, T events, N candidates, F feature vectors, d width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torchrec.modules.embedding_modules import EmbeddingCollection
+from torchrec.sparse.jagged_tensor import JaggedTensor
+
+from hisac_rec.data.batch import RequestBatch
+from hisac_rec.data.inputs import InputSpec
+from hisac_rec.methods.base import Candidates, History, HistoryMethod, request_of_rows
+from hisac_rec.methods.recent import newest_events
+from hisac_rec.ranker.arches import DenseArch, InteractionArch, OverArch
+from hisac_rec.ranker.config import RankerConfig
+from hisac_rec.ranker.sparse import EventEncoder, pooled_rows
+
+CONTEXT_FEATURES = 1
+"""log(1 + history length)."""
+
+
+class DenseRanker(nn.Module):
+    """Everything after the lookups: events, history method, interaction, logit.
+
+    Args:
+        config: sizes.
+        spec: the model's lookups.
+        method: the history method.
+        dim: d.
+    """
+
+    def __init__(
+        self, config: RankerConfig, spec: InputSpec, method: HistoryMethod, dim: int
+    ) -> None:
+        super().__init__()
+        self.method = method
+        self.user_lookups = spec.of_side("user")
+        self.candidate_lookups = spec.of_side("candidate")
+        self.uses_history = method.uses_history
+        self.recent = config.recent if method.uses_history else 0
+        history = spec.of_side("history")
+        if self.uses_history:
+            self.events = EventEncoder(history, dim, spec.event_types, config.age_buckets)
+        # A candidate is embedded as an event without type and age, from the same tables.
+        columns = {lookup.column for lookup in history}
+        shared = tuple(lk for lk in self.candidate_lookups if lk.column in columns)
+        self.candidates = EventEncoder(shared, dim, 0, 0)
+        self.dense = DenseArch(CONTEXT_FEATURES, config.dense_layers, dim)
+        vectors = 1 + len(self.user_lookups) + len(self.candidate_lookups)
+        vectors += int(self.uses_history) + int(self.recent > 0)
+        self.interaction = InteractionArch(vectors, dim, config.include_vectors)
+        self.over = OverArch(self.interaction.out_dim, config.over_layers, config.dropout)
+
+    def forward(
+        self,
+        batch: RequestBatch,
+        rows: dict[str, JaggedTensor],
+        vectors: dict[str, JaggedTensor] | None,
+    ) -> Tensor:
+        """[N] logits.
+
+        Args:
+            batch: the batch without its ids.
+            rows: looked-up rows per key.
+            vectors: frozen semantic vectors per side, or None.
+        """
+        count = batch.candidate_items.shape[0]
+        request = request_of_rows(batch.candidate_offsets, count)
+        lengths = batch.history_offsets.diff()
+        context = self.dense(torch.log1p(lengths.float()).unsqueeze(1))
+        per_request = [context]
+        per_request += [pooled_rows(rows, {}, lk, len(lengths)) for lk in self.user_lookups]
+        per_candidate = [
+            pooled_rows(rows, batch.owners, lk, count) for lk in self.candidate_lookups
+        ]
+        if self.uses_history:
+            history = self._history(batch, rows, vectors)
+            if self.recent:
+                per_request.append(_mean(*newest_events(history, self.recent)))
+            candidates = Candidates(
+                offsets=batch.candidate_offsets,
+                values=self.candidates(
+                    rows, batch.owners, batch.candidate_items, batch.candidate_items.float()
+                ),
+                codes=batch.candidate_codes,
+                vectors=_of_side(vectors, "candidate"),
+                request=request,
+            )
+            per_candidate.append(self.method(history, candidates))
+        shared = torch.stack(per_request, dim=1)[request]
+        features = torch.cat([shared, torch.stack(per_candidate, dim=1)], dim=1)
+        logits: Tensor = self.over(self.interaction(features))
+        return logits.float()
+
+    def _history(
+        self,
+        batch: RequestBatch,
+        rows: dict[str, JaggedTensor],
+        vectors: dict[str, JaggedTensor] | None,
+    ) -> History:
+        return History(
+            offsets=batch.history_offsets,
+            values=self.events(rows, batch.owners, batch.history_type, batch.history_age),
+            codes=batch.history_codes,
+            vectors=_of_side(vectors, "history"),
+            age=batch.history_age,
+        )
+
+
+class Ranker(nn.Module):
+    """Lookups plus :class:`DenseRanker` plus the loss.
+
+    Args:
+        tables: the trained collection.
+        vectors: the frozen collection, or None.
+        dense: everything after the lookups.
+        precision: "fp32" or "bf16" autocast of the dense part.
+    """
+
+    def __init__(
+        self,
+        tables: EmbeddingCollection,
+        vectors: EmbeddingCollection | None,
+        dense: DenseRanker,
+        precision: str,
+    ) -> None:
+        super().__init__()
+        self.tables = tables
+        if vectors is not None:
+            self.vectors = vectors
+        self.has_vectors = vectors is not None
+        self.head = _Head(dense, precision)
+
+    def forward(self, batch: RequestBatch) -> tuple[Tensor, Tensor]:
+        """(loss [], logits [N]); the loss is the sum over candidates times ``loss_scale``."""
+        rows = self.tables(batch.features)
+        vectors = self.vectors(batch.semantics) if self.has_vectors else None
+        return self.head(batch, rows, vectors)
+
+
+class _Head(nn.Module):
+    """The dense part and the loss: one leaf for the pipeline's tracer."""
+
+    def __init__(self, dense: DenseRanker, precision: str) -> None:
+        super().__init__()
+        self.dense = dense
+        self.bf16 = precision == "bf16"
+
+    def forward(
+        self,
+        batch: RequestBatch,
+        rows: dict[str, JaggedTensor],
+        vectors: dict[str, JaggedTensor] | None,
+    ) -> tuple[Tensor, Tensor]:
+        device = batch.labels.device.type
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=self.bf16):
+            logits = self.dense(batch, rows, vectors)
+        losses = functional.binary_cross_entropy_with_logits(logits, batch.labels, reduction="sum")
+        return losses * batch.loss_scale, logits.detach()
+
+
+def _mean(events: Tensor, filled: Tensor) -> Tensor:
+    """[R, S, d], [R, S] -> [R, d]."""
+    return events.sum(1) / filled.sum(1, keepdim=True).clamp_min(1)
+
+
+def _of_side(vectors: dict[str, JaggedTensor] | None, side: str) -> Tensor | None:
+    key = f"{side}.vector"
+    if vectors is None or key not in vectors:
+        return None
+    # Frozen: the table stays bit-identical because no gradient ever reaches it.
+    return vectors[key].values().detach()

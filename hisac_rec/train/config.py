@@ -1,0 +1,53 @@
+"""``[train]`` of a model file."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from hisac_rec.config import Strict
+
+
+class TrainConfig(Strict):
+    """How the model is optimised. Defaults were chosen by measurement: docs/training.md."""
+
+    epochs: int = Field(default=3, gt=0)
+    """Passes over the training split."""
+    seed: int = 0
+    """Seeds initial weights, shuffling and dropout."""
+    dense_lr: float = Field(default=1e-3, gt=0)
+    """Peak learning rate of the dense parameters (Adam)."""
+    sparse_lr: float = Field(default=0.05, gt=0)
+    """Peak learning rate of the tables (row-wise Adagrad, fused into the backward pass)."""
+    sparse_optimizer: Literal["rowwise_adagrad", "adagrad", "sgd"] = "rowwise_adagrad"
+    """Fused optimiser of the tables; these three run on CPU and GPU."""
+    sparse_weight_decay: float = Field(default=0.0, ge=0)
+    """L2 decay of table rows, applied when a row is touched."""
+    dense_weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled weight decay of the dense parameters (AdamW)."""
+    warmup_steps: int = Field(default=100, ge=0)
+    """Steps over which both rates rise linearly from zero."""
+    decay: Literal["none", "linear", "cosine"] = "linear"
+    """How both rates fall after the warm-up."""
+    final_lr: float = Field(default=0.1, ge=0, le=1)
+    """Share of the peak rates left at the end of the decay."""
+    clip_norm: float = Field(default=1.0, ge=0)
+    """Gradient norm of the dense parameters is cut to this; 0 switches it off."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Autocast of the dense part."""
+    eval_every: int = Field(default=0, ge=0)
+    """Evaluate on the validation split every this many steps as well as after each epoch;
+    0: after each epoch alone."""
+    eval_requests: int = Field(default=0, ge=0)
+    """Use about this many validation requests for that; 0: all."""
+    early_stop: int = Field(default=2, ge=0)
+    """Stop after this many evaluations without a better validation metric; 0: never."""
+    metric: Literal["auc", "gauc", "logloss"] = "auc"
+    """The validation metric for early stop and for the best checkpoint."""
+    log_every: int = Field(default=50, gt=0)
+    """Steps between log lines."""
+    checkpoint_every: int = Field(default=0, ge=0)
+    """Steps between checkpoints besides those after each evaluation; 0: none."""
+    keep_checkpoints: int = Field(default=2, gt=0)
+    """Newest checkpoints kept, besides the best."""
