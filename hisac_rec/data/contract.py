@@ -32,8 +32,8 @@ from hisac_rec.errors import UserError
 M = TypeVar("M", bound=Strict)
 
 CONTRACT_VERSION = 1
-SPLITS = ("train", "valid", "test")
 Split = Literal["train", "valid", "test"]
+SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 
 REQUEST_TYPE = pa.struct(
     [

@@ -1,0 +1,92 @@
+"""``hisac-rec prepare``: an event log becomes a data set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from hisac_rec.data.contract import PreparedData
+
+
+def run(
+    definition: Annotated[
+        str, typer.Argument(help="Definition file, or the name of a shipped one.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder to make.")],
+    raw: Annotated[
+        Path | None, typer.Option(help="Folder of raw files, where the definition has [source].")
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a key; may be repeated."),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace a prepared data set at --out.")
+    ] = False,
+    memory_limit: Annotated[
+        str, typer.Option(help="Memory of the SQL engine; beyond it, it works on disk.")
+    ] = "4GB",
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads of the SQL engine; all cores if not given.")
+    ] = None,
+) -> None:
+    """Make a data set from raw events, or from the synthetic generator.
+
+    Examples:
+        hisac-rec prepare synthetic --out data/synthetic
+
+        hisac-rec prepare synthetic --out data/long --set synthetic.length_median=6000
+        --set synthetic.length_max=10000
+
+        hisac-rec prepare movielens_1m --raw ~/ml-1m --out data/movielens-1m
+
+        hisac-rec prepare my/shop.toml --raw /logs/shop --out data/shop --memory-limit 64GB
+    """
+    from hisac_rec.config import load_config
+    from hisac_rec.data.definition import DatasetDefinition
+    from hisac_rec.data.prepare import prepare
+    from hisac_rec.shipped import find_config
+
+    path = find_config("datasets", definition)
+    data = prepare(
+        load_config(DatasetDefinition, path, set_ or ()),
+        out,
+        raw=raw,
+        origin=str(path),
+        force=force,
+        memory_limit=memory_limit,
+        threads=threads,
+    )
+    _show(data)
+
+
+def _show(data: PreparedData) -> None:
+    """Print what was made: one row per split, then the lengths."""
+    from rich.console import Console
+    from rich.table import Table
+
+    manifest, stats = data.manifest, data.stats
+    table = Table(title=f"{manifest.name} ({manifest.fingerprint[:8]})", title_justify="left")
+    table.add_column("split")
+    for name in ("users", "history events", "requests", "candidates", "positives", "rate"):
+        table.add_column(name, justify="right")
+    for split, c in manifest.splits.items():
+        numbers = (c.users, c.events, c.requests, c.candidates, round(c.positives))
+        table.add_row(split, *(f"{n:,}" for n in numbers), f"{c.positives / c.candidates:.3f}")
+    console = Console()
+    console.print(table)
+    features = [f"{f.name} ({f.rows - 1:,})" for f in manifest.item_features]
+    of_users = [f"{f.name} ({f.rows - 1:,})" for f in manifest.user_features]
+    lengths = ", ".join(f"{q}: {n:,}" for q, n in stats.history_length_quantiles.items())
+    lines = (
+        f"{manifest.users - 1:,} users, features: {', '.join(of_users) or 'none'}",
+        f"{manifest.items - 1:,} items, features: {', '.join(features) or 'none'}",
+        f"history length of training requests: mean {stats.history_length_mean:,.1f}; "
+        f"quantiles {lengths}",
+        f"written to {data.root}",
+    )
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True)
