@@ -1,0 +1,169 @@
+"""``hisac-rec semantic-ids``: give every item of a prepared data set its path of codes."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from hisac_rec.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from hisac_rec.data.contract import PreparedData
+    from hisac_rec.semantic.config import SemanticIdConfig
+    from hisac_rec.semantic.quality import Report
+
+log = logging.getLogger(__name__)
+
+EXAMPLE_CODES = 8
+EXAMPLE_ITEMS = 4
+SNIPPET = 28
+
+
+def run(
+    data: Annotated[Path, typer.Argument(help="Folder that `hisac-rec prepare` wrote.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a key of [semantic_ids]."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace IDs of other settings.")] = False,
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute; auto: GPU if any.")
+    ] = "auto",
+) -> None:
+    """Fit semantic IDs: a path of codes per item, from content, text or who consumed it.
+
+    Defaults come from the table `[semantic_ids]` of the data set's definition. Every item
+    gets codes, also those that training never saw. Writes `semantic_ids.parquet`,
+    `codebook.parquet` and `semantic_ids.json` into the folder, all or nothing.
+
+    Run again with the same settings, it changes nothing; IDs of other settings are replaced
+    with `--force` alone, because trained models depend on them.
+
+    For example:
+
+        hisac-rec semantic-ids data/syn
+
+        hisac-rec semantic-ids data/ml-1m --set source=text --set "codes=[64, 64]" --force
+
+        hisac-rec semantic-ids data/shop --set method=rqvae --set rqvae.epochs=200
+    """
+    from rich.console import Console
+
+    from hisac_rec.data.contract import PreparedData
+    from hisac_rec.semantic.fit import fit_semantic_ids, read_report, resolve_config
+
+    prepared = PreparedData(data)
+    config = resolve_config(prepared, overrides or [])
+    if not force and _is_there(prepared, config):
+        log.info("%s: semantic IDs of these settings are there already", data)
+        report = read_report(prepared)
+        assert report is not None
+    else:
+        report = fit_semantic_ids(prepared, config, _device(device))
+        log.info("written to %s", data)
+    console = Console()
+    console.print(_levels(report))
+    console.print(_summary(report), highlight=False, soft_wrap=True)
+    console.print(_examples(prepared))
+
+
+def _is_there(data: PreparedData, config: SemanticIdConfig) -> bool:
+    """True: the same fit is there. False: none, or one that this data cannot use.
+
+    Raises:
+        UserError: a usable fit of other settings is there.
+    """
+    from hisac_rec.semantic.fit import read_report
+    from hisac_rec.semantic.store import load_semantics
+
+    if not data.has_semantic_ids:
+        return False
+    report = read_report(data)
+    try:
+        load_semantics(data)
+    except UserError as error:
+        log.warning("%s", error)
+        return False
+    if report is None or report.data_fingerprint != data.manifest.fingerprint:
+        return False
+    if report.config == config:
+        return True
+    old, new = report.config.model_dump(), config.model_dump()
+    changed = [f"{key}: {old[key]!r} -> {new[key]!r}" for key in new if old[key] != new[key]]
+    raise UserError(
+        f"{data.root}: has semantic IDs of other settings ({'; '.join(changed)}); "
+        "models trained on them need them, so replace them with --force if that is meant"
+    )
+
+
+def _device(name: str) -> str:
+    import torch
+
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch sees no GPU; see 'hisac-rec doctor'")
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+
+
+def _levels(report: Report) -> Table:
+    from rich.table import Table
+
+    config = report.config
+    table = Table(title=f"Semantic IDs: {config.method} on {config.source}, codes {config.codes}")
+    for name in ("level", "codes", "used", "perplexity", "nodes", "error (MSE)", "explained"):
+        table.add_column(name, justify="right")
+    for level in report.quality.levels:
+        table.add_row(
+            str(level.level),
+            str(level.codes),
+            f"{level.usage:.1%}",
+            f"{level.perplexity:.1f}",
+            f"{level.nodes:,}",
+            f"{level.mse:.4f}",
+            f"{level.variance_explained:.1%}",
+        )
+    return table
+
+
+def _summary(report: Report) -> str:
+    quality = report.quality
+    lines = [
+        f"items {report.items - 1:,}: fitted on {report.items_fitted:,}; unseen in training "
+        f"{report.items_unseen:,}, of which {report.items_unseen_with_vector:,} have a vector; "
+        f"without any vector {report.items_without_vector:,} (they get the mean's codes)",
+        f"source variance explained {quality.source_variance_explained:.1%}; items that share "
+        f"their whole path {quality.collision_rate:.1%}",
+        f"distance of an item to its own path {quality.distance_own:.3f}, to other paths "
+        f"{quality.distance_other:.3f}: try a routing temperature tau near {quality.tau_hint:.3f}",
+    ]
+    return "\n".join([*lines, *(f"warning: {text}" for text in quality.warnings)])
+
+
+def _examples(data: PreparedData) -> Table:
+    """The largest top-level codes with their most consumed items."""
+    import numpy as np
+    from rich.table import Table
+
+    from hisac_rec.semantic.store import load_semantics
+
+    semantics = load_semantics(data)
+    top = semantics.codes[1:, 0]
+    column = "text" if data.manifest.has_text else "raw_id"
+    names = data.items.column(column)
+    popular = np.argsort(-data.items.column("train_count").to_numpy()[1:], kind="stable")
+    sizes = np.bincount(top, minlength=semantics.code_counts[0])
+    shown = np.argsort(-sizes, kind="stable")[:EXAMPLE_CODES]
+    shown = shown[sizes[shown] > 0]
+    table = Table(title=f"The {len(shown)} largest of {int((sizes > 0).sum())} top-level codes")
+    table.add_column("code", justify="right")
+    table.add_column("items", justify="right")
+    table.add_column(f"most consumed ({column})")
+    for code in shown:
+        rows = popular[top[popular] == code][:EXAMPLE_ITEMS] + 1
+        snippets = [str(names[int(row)].as_py() or "?")[:SNIPPET].strip() for row in rows]
+        table.add_row(str(code), f"{sizes[code]:,}", " | ".join(snippets))
+    return table

@@ -1,0 +1,94 @@
+"""What a semantic ID is made from and how: table ``[semantic_ids]`` of a definition."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from hisac_rec.config import Strict
+
+Source = Literal[
+    "auto", "content", "text", "collaborative", "text+collaborative", "content+collaborative"
+]
+CodeCount = Annotated[int, Field(ge=2, le=65536)]
+
+
+class TextConfig(Strict):
+    """Text to vectors without a download: TF-IDF, then a truncated SVD (LSA)."""
+
+    max_terms: int = Field(default=50_000, ge=16)
+    """Vocabulary size: the most frequent terms."""
+    min_items: int = Field(default=2, ge=1)
+    """A term must occur in this many items."""
+    max_share: float = Field(default=0.3, gt=0.0, le=1.0)
+    """A term in more than this share of the items says nothing and is left out (this stands
+    in for stop words, in any language)."""
+    ngrams: int = Field(default=1, ge=1, le=3)
+    """Terms are runs of up to this many words."""
+
+
+class CollaborativeConfig(Strict):
+    """User x item matrix of the training period to vectors, by a truncated SVD."""
+
+    max_users: int = Field(default=1_000_000, ge=1)
+    """At most this many training users are used (a seeded sample): memory is about 12 bytes
+    per (user, item) pair."""
+    spectrum: float = Field(default=0.5, ge=0.0, le=2.0)
+    """Power of the singular values: 0 whitens the factors, 1 keeps the matrix's own scale."""
+
+
+class RqVaeConfig(Strict):
+    """Residual-quantised variational auto-encoder (method = "rqvae")."""
+
+    latent_dim: int = Field(default=32, ge=2, le=1024)
+    """Width of the latent space, which is the space of the code words."""
+    hidden: list[Annotated[int, Field(ge=2)]] = [256, 128]
+    """Hidden layers of the encoder; the decoder mirrors them."""
+    epochs: int = Field(default=100, ge=1)
+    """Passes over the fitted items."""
+    batch_size: int = Field(default=256, ge=2)
+    """Items a step."""
+    lr: float = Field(default=1e-3, gt=0.0)
+    """Peak learning rate of AdamW; it falls to 0 along a cosine."""
+    commitment: float = Field(default=0.25, ge=0.0)
+    """Weight of the loss that pulls the encoder to the code words."""
+    revive_until: float = Field(default=0.8, ge=0.0, le=1.0)
+    """Until this share of the epochs, a code that no item of an epoch chose is moved onto a
+    residual of the last batch; 0 never revives."""
+
+
+class SemanticIdConfig(Strict):
+    """How items get their paths of codes."""
+
+    source: Source = "auto"
+    """Where the meaning of an item comes from: "content" = the embedding column of the items,
+    "text" = their text, "collaborative" = who consumed them in the training split alone, or
+    two of these side by side. "auto" takes content where there is any, else text, else
+    collaborative."""
+    dim: int | None = Field(default=None, ge=2, le=4096)
+    """Width of the vectors. None: content as it is; text and collaborative 64 each. A wider
+    content embedding is reduced to it by a truncated SVD; for two sources it is the width
+    of each."""
+    normalise: bool = True
+    """Scale every item's vector to length 1, so that distance means angle."""
+    collaborative_weight: float = Field(default=0.5, gt=0.0, lt=1.0)
+    """Share of the squared distance that the collaborative half of two sources decides."""
+    method: Literal["residual_kmeans", "rqvae"] = "residual_kmeans"
+    """The quantiser: fast and stable, or the paper's."""
+    codes: list[CodeCount] = Field(default=[32, 32], min_length=1, max_length=8)
+    """Codes per level, top level first: C_1, ..., C_D."""
+    seed: int = Field(default=0, ge=0)
+    """Of everything random here."""
+    iterations: int = Field(default=50, ge=1)
+    """At most this many k-means passes per level; it stops when no item moves."""
+    fit_sample: int = Field(default=262_144, ge=2)
+    """Fit the quantiser on at most this many items, drawn at random; all are encoded."""
+    vector_dtype: Literal["float16", "float32"] = "float16"
+    """How the items' semantic vectors are stored and looked up in training."""
+    text: TextConfig = TextConfig()
+    """Settings of the text source."""
+    collaborative: CollaborativeConfig = CollaborativeConfig()
+    """Settings of the collaborative source."""
+    rqvae: RqVaeConfig = RqVaeConfig()
+    """Settings of method = "rqvae"."""

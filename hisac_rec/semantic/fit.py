@@ -1,0 +1,146 @@
+"""Fit semantic IDs for a prepared data set: vectors, codebook, codes, report, files."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from hisac_rec.config import apply_overrides, validate
+from hisac_rec.data.contract import PreparedData
+from hisac_rec.errors import UserError
+from hisac_rec.semantic.codebook import Codebook, Quantiser
+from hisac_rec.semantic.config import SemanticIdConfig
+from hisac_rec.semantic.quality import Report, measure
+from hisac_rec.semantic.residual_kmeans import ResidualKMeans
+from hisac_rec.semantic.rqvae import RqVae
+from hisac_rec.semantic.sources import ItemVectors, choose_source, item_vectors
+from hisac_rec.semantic.store import REPORT_FILE, save_semantics
+
+log = logging.getLogger(__name__)
+
+TABLE = "semantic_ids"
+"""The table of a data-set definition that sets the defaults."""
+
+
+def resolve_config(data: PreparedData, overrides: Sequence[str] = ()) -> SemanticIdConfig:
+    """The settings for this data: its definition's table, overrides, source chosen.
+
+    Args:
+        data: the prepared data.
+        overrides: ``key=value`` strings of ``--set``.
+
+    Raises:
+        UserError: a key or value is wrong, or the source is not in the data.
+    """
+    table = data.manifest.definition.get(TABLE) or {}
+    if not isinstance(table, dict):
+        raise UserError(f"{data.root / 'manifest.json'}: definition.{TABLE} is not a table")
+    prefix = f"{TABLE}."
+    own = [text.removeprefix(prefix) for text in overrides]
+    source = f"[{TABLE}] of {data.root / 'manifest.json'}" + (" and --set" if overrides else "")
+    return choose_source(data, validate(SemanticIdConfig, apply_overrides(table, own), source))
+
+
+def make_quantiser(config: SemanticIdConfig, device: torch.device | str = "cpu") -> Quantiser:
+    """The quantiser that the settings name."""
+    if config.method == "rqvae":
+        return RqVae(config.codes, config.rqvae, config.seed, device)
+    return ResidualKMeans(config.codes, config.iterations, config.seed, device)
+
+
+def fit_semantic_ids(
+    data: PreparedData, config: SemanticIdConfig, device: torch.device | str = "cpu"
+) -> Report:
+    """Fit and write the three files of :mod:`hisac_rec.semantic.store`.
+
+    Every item gets codes: those the quantiser learned from, those unseen in training (from
+    their content), and those of which nothing is known (from the mean vector). Source
+    vectors are rounded to ``vector_dtype`` first, so that the stored vectors have exactly
+    the stored codes.
+
+    Args:
+        data: the prepared data.
+        config: from :func:`resolve_config`.
+        device: where the quantiser computes.
+
+    Raises:
+        UserError: the source holds too little, or more codes are asked than there are items.
+    """
+    log.info("semantic IDs from %s, codes %s, %s", config.source, config.codes, config.method)
+    items = item_vectors(data, config)
+    _check_codes(config, items)
+    dtype = torch.float16 if config.vector_dtype == "float16" else torch.float32
+    source = torch.from_numpy(items.vectors).to(dtype).float()
+    if not source.isfinite().all():
+        raise UserError(
+            f"key '{TABLE}.vector_dtype' = 'float16': values of source = '{config.source}' are "
+            "beyond its range; set normalise = true or vector_dtype = 'float32'"
+        )
+    quantiser = make_quantiser(config, device)
+    quantiser.fit(source[_fit_rows(items, config)])
+    vectors = quantiser.embed(source).to(dtype)
+    codes = quantiser.codebook.encode(vectors)
+
+    known = torch.from_numpy(items.known)
+    book = Codebook([words.cpu() for words in quantiser.codebook.levels])
+    quality = measure(
+        codes[known].numpy(),
+        vectors[known],
+        book,
+        source[known],
+        quantiser.decode(book.path_vector(codes[known])),
+        config.seed,
+    )
+    for warning in quality.warnings:
+        log.warning("%s", warning)
+    real = np.arange(data.manifest.items) > 0
+    report = Report(
+        config=config,
+        data_fingerprint=data.manifest.fingerprint,
+        items=data.manifest.items,
+        items_without_vector=int((real & ~items.known).sum()),
+        items_unseen=int((real & ~items.seen).sum()),
+        items_unseen_with_vector=int((real & ~items.seen & items.known).sum()),
+        items_fitted=int(items.fit.sum()),
+        quality=quality,
+    )
+    save_semantics(
+        data.root,
+        codes.numpy(),
+        vectors.numpy(),
+        [words.numpy() for words in book.levels],
+        data_fingerprint=data.manifest.fingerprint,
+        report_json=report.model_dump_json(indent=2),
+    )
+    return report
+
+
+def read_report(data: PreparedData) -> Report | None:
+    """The report of the last fit; None where there is none, or it is not readable."""
+    try:
+        return Report.model_validate_json((data.root / REPORT_FILE).read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _check_codes(config: SemanticIdConfig, items: ItemVectors) -> None:
+    fitted = min(int(items.fit.sum()), config.fit_sample)
+    if max(config.codes) > fitted:
+        level = int(np.argmax(config.codes))
+        raise UserError(
+            f"key '{TABLE}.codes' = {config.codes}: level {level} asks for {config.codes[level]} "
+            f"codes, but only {fitted} items can be learned from; give fewer, for example "
+            f"--set codes={[max(2, round(fitted**0.5))] * len(config.codes)}"
+        )
+
+
+def _fit_rows(items: ItemVectors, config: SemanticIdConfig) -> torch.Tensor:
+    """Rows the quantiser learns from, a seeded sample where there are very many."""
+    rows = np.flatnonzero(items.fit)
+    if len(rows) > config.fit_sample:
+        rng = np.random.default_rng(config.seed)
+        rows = np.sort(rng.choice(rows, config.fit_sample, replace=False))
+    return torch.from_numpy(rows)
