@@ -7,7 +7,7 @@ TORCH_INDEX ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
-RUNTIME := $(VENV)/.installed-runtime
+RUNTIME := $(VENV)/.installed-runtime-$(DEVICE)
 DEV := $(VENV)/.installed-dev
 INSTALL := $(BIN)/python requirements/install.py
 
@@ -54,10 +54,12 @@ $(BIN)/python:
 	  exit 1; }
 	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
-# A stamp is newer than the lists it was made from, so nothing is installed twice.
+# A stamp is newer than the lists it was made from, so nothing is installed twice; it names the
+# device, so that another DEVICE installs again.
 $(RUNTIME): requirements/runtime.txt requirements/cpu.txt requirements/cuda.txt \
             requirements/install.py pyproject.toml | $(BIN)/python
 	$(INSTALL) runtime --device '$(DEVICE)' --torch-index '$(TORCH_INDEX)'
+	@rm -f $(VENV)/.installed-runtime-*
 	@touch $@
 
 $(DEV): requirements/dev.txt $(RUNTIME)

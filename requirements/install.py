@@ -94,14 +94,18 @@ def install_torch(device: str, index: str) -> None:
     """
     version = pinned(device, "torch")
     have = installed("torch")
-    if have is not None and have.partition("+")[0] == version:
+    usable = device == "cpu" or not str(have).endswith("+cpu")
+    if have is not None and have.partition("+")[0] == version and usable:
         say(f"torch {have} is there")
         return
     where = ["--index-url", index] if index else []
     if device == "cuda":
         say(f"torch {version}")
-        # Every library that torch loads is pinned in cuda.txt: no dependencies here.
-        pip("install", "--no-deps", f"torch=={version}", *where)
+        # Every library that torch loads is pinned in cuda.txt: no dependencies here. `===`
+        # leaves out 2.13.0+cpu, which `==` prefers where pip is offered both.
+        sign = "==" if index else "==="
+        force = ["--force-reinstall"] if have is not None else []
+        pip("install", "--no-deps", *force, f"torch{sign}{version}", *where)
         return
     try:
         say(f"torch {version}, CPU build, from {index or 'where this pip looks'}")
