@@ -136,26 +136,26 @@ def _keys_beside(model: type[BaseModel], location: tuple[int | str, ...]) -> lis
     here: Any = model
     for part in location[:-1]:
         here = _descend(here, part)
-    if isinstance(here, type) and issubclass(here, BaseModel):
-        return list(here.model_fields)
-    return []
+    found = _model_in(here)
+    return list(found.model_fields) if found is not None else []
 
 
 def _descend(annotation: Any, part: int | str) -> Any:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        field = annotation.model_fields.get(str(part))
-        annotation = field.annotation if field is not None else None
-    for candidate in (annotation, *_type_arguments(annotation)):
-        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
-            return candidate
+    """The annotation of key ``part`` of a table of type ``annotation``."""
+    for kind in (annotation, *getattr(annotation, "__args__", ())):
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            field = kind.model_fields.get(str(part))
+            return field.annotation if field is not None else None
+        if getattr(kind, "__origin__", None) in (dict, list):  # keyed by names of the user's
+            return kind.__args__[-1]
     return None
 
 
-def _type_arguments(annotation: Any) -> list[Any]:
-    found: list[Any] = []
-    for argument in getattr(annotation, "__args__", ()):
-        found += [argument, *_type_arguments(argument)]
-    return found
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    for kind in (annotation, *getattr(annotation, "__args__", ())):
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            return kind
+    return None
 
 
 def _deep_copy(node: Any) -> Any:

@@ -40,7 +40,7 @@ class TopologyConfig(Strict):
     """Where tables are looked up: "cpu" or "cuda"."""
     hbm_gib: Annotated[float, Field(ge=0)] = 0.0
     """Memory of one GPU, GiB, as ``torch.cuda`` reports it; 0 on cpu."""
-    ddr_gib: PositiveFloat
+    ddr_gib: PositiveFloat = 128.0
     """Main memory of one machine, GiB; its ranks share it evenly."""
     intra_host_bandwidth: PositiveFloat = 600.0
     """Between two devices of one machine, GB/s, one direction."""

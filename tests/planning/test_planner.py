@@ -279,7 +279,8 @@ from hisac_rec.planning.config import PlannerConfig
 from hisac_rec.planning.planner import make_plan
 from hisac_rec.shipped import find_config
 small = runpy.run_path(sys.argv[1])
-config = load_config(PlannerConfig, find_config("launch/planners", "8xh100"))
+tie = ['defaults.sharding_types=["table_wise", "column_wise"]', "defaults.min_partition=16"]
+config = load_config(PlannerConfig, find_config("launch/planners", "2xcpu"), tie)
 plan = make_plan(
     small["SmallModel"]("meta"), config, requests_per_rank=4, pooling_factors=small["POOLING"]
 )
@@ -288,7 +289,11 @@ print(plan.to_json())
 
 
 def test_every_process_computes_the_same_plan(script: Path):
-    """String sets are ordered differently in each process; the plan must not be."""
+    """String sets are ordered differently in each process; the plan must not be.
+
+    A column-wise table of one shard costs what a table-wise one does: TorchRec's own order
+    chooses one under hash seed 1 and the other under 2.
+    """
     plans = {
         subprocess.run(
             [sys.executable, "-c", SAME_EVERYWHERE, str(script)],
@@ -297,7 +302,7 @@ def test_every_process_computes_the_same_plan(script: Path):
             text=True,
             check=True,
         ).stdout
-        for seed in ("1", "2", "3")
+        for seed in ("1", "2")
     }
     assert len(plans) == 1
     assert '"sharding_type"' in plans.pop()

@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from hisac_rec.errors import UserError
+from hisac_rec.planning.plan_io import broadcast_plan, check_plan, load_plan, matches
+
+TYPES = ("row_wise", "table_wise", "column_wise")
+
+
+def only(sharding_type: str) -> str:
+    return f'defaults.sharding_types=["{sharding_type}"]'
+
+
+@pytest.mark.parametrize("cluster", ["1xcpu", "2xcpu", "8xh100", "128xh100"])
+@pytest.mark.parametrize("sharding_type", TYPES)
+def test_json_round_trip_is_exact(plan_small, tmp_path: Path, cluster: str, sharding_type: str):
+    plan = plan_small(cluster, only(sharding_type))
+    file = tmp_path / "deep" / "plan.json"
+    plan.save(file)
+    again = load_plan(file)
+    assert again == plan
+    assert again.to_torchrec() == plan.to_torchrec()
+    assert {table.sharding_type for _, _, table in again.tables()} == {sharding_type}
+    assert list(file.parent.iterdir()) == [file]  # no temporary file stays
+
+
+def test_json_is_readable(plan_small):
+    text = plan_small("8xh100", only("row_wise")).to_json()
+    shards = [line for line in text.splitlines() if '"placement"' in line]
+    assert len(shards) == 4 * 8  # one line each
+    assert json.loads(shards[1].strip().rstrip(","))["placement"] == "rank:1/cuda:1"
+    assert json.loads(text)["planner"]["topology"]["hbm_gib"] == 79
+
+
+def test_replicated_tables_survive_on_gpus(plan_small):
+    plan = plan_small("8xh100", only("data_parallel"))
+    sharding = plan.to_torchrec().plan["trained"]["item"]
+    assert sharding.sharding_spec is None
+    assert sharding.ranks == list(range(8))
+
+
+def test_a_plan_of_the_model_passes(plan_small, small):
+    plan = plan_small("2xcpu")
+    model = small["SmallModel"]("meta")
+    check_plan(plan, model, world_size=2)
+    assert matches(plan, model)
+    assert not matches(plan, small["SmallModel"]("meta", rows={"user": 14}))
+
+
+def test_another_shape_names_the_table_and_both_shapes(plan_small, small):
+    with pytest.raises(
+        UserError,
+        match=r"p\.json: table 'user' of module 'trained' is 14 x 16 float32 in the model and "
+        r"13 x 16 float32 in the plan; the plan is for another model",
+    ):
+        check_plan(plan_small("2xcpu"), small["SmallModel"](rows={"user": 14}), source="p.json")
+
+
+def test_another_type_is_a_mismatch(plan_small, small):
+    model = small["SmallModel"]()
+    model.frozen.embeddings["semantic"].to(torch.float32)
+    with pytest.raises(UserError, match=r"'semantic'.* is 101 x 8 float32 .* 101 x 8 float16"):
+        check_plan(plan_small("2xcpu"), model)
+
+
+def test_a_table_that_is_missing_from_the_plan(plan_small, small):
+    plan = plan_small("2xcpu")
+    less = plan.model_copy(update={"modules": {"trained": plan.modules["trained"]}})
+    with pytest.raises(UserError, match=r"'semantic' \(101 x 8 float16\) .* is not in the plan"):
+        check_plan(less, small["SmallModel"]("meta"))
+
+
+def test_a_table_that_is_missing_from_the_model(plan_small, small):
+    model = small["SmallModel"]("meta")
+    del model.frozen
+    with pytest.raises(UserError, match=r"'semantic' .* is in the plan but not in the model"):
+        check_plan(plan_small("2xcpu"), model)
+
+
+def test_another_world_size(plan_small, small):
+    with pytest.raises(UserError, match=r"made for 2 ranks, this job has 3"):
+        check_plan(plan_small("2xcpu"), small["SmallModel"]("meta"), world_size=3)
+
+
+def test_shards_that_do_not_cover_the_table(plan_small, small, tmp_path: Path):
+    document = json.loads(plan_small("2xcpu", only("row_wise")).to_json())
+    document["modules"]["trained"]["item"]["shards"].pop()
+    file = tmp_path / "plan.json"
+    file.write_text(json.dumps(document))
+    with pytest.raises(UserError, match=r"table 'item' hold 816 values, the table 1,616"):
+        check_plan(load_plan(file), small["SmallModel"]("meta"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "no such plan"),
+        ("{", "not readable as JSON"),
+        ("{}", "not a sharding plan: key 'digest'"),
+        ("[]", "not a sharding plan"),
+        ('{"version": 2}', "key 'version'"),
+    ],
+)
+def test_files_that_are_no_plan(tmp_path: Path, text: str | None, message: str):
+    file = tmp_path / "plan.json"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(UserError, match=message) as error:
+        load_plan(file)
+    assert str(file) in str(error.value)
+
+
+def test_broadcast_without_a_process_group_returns_the_plan(plan_small):
+    plan = plan_small("1xcpu")
+    assert broadcast_plan(plan) is plan
+    with pytest.raises(ValueError, match="no plan"):
+        broadcast_plan(None)
+
+
+def run(script: Path, plan: Path, ranks: int, optimizer: str) -> dict:
+    """Train three steps under DistributedModelParallel by a saved plan."""
+    out = plan.with_suffix(".out.json")
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+            *(f"--nproc-per-node={ranks}", str(script), str(plan), optimizer, str(out)),
+        ],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        check=True,
+        capture_output=True,
+        timeout=120,
+    )
+    return json.loads(out.read_text())
+
+
+@pytest.fixture(scope="module")
+def one_process_losses(plan_small, script, tmp_path_factory) -> list[float]:
+    file = tmp_path_factory.mktemp("one") / "plan.json"
+    plan_small("1xcpu").save(file)
+    return run(script, file, 1, "sgd")["losses"]
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("sharding_type", TYPES)
+def test_two_ranks_train_by_a_plan_that_went_through_json(
+    plan_small, script, tmp_path: Path, one_process_losses, sharding_type: str
+):
+    file = tmp_path / "plan.json"
+    plan = plan_small("2xcpu", only(sharding_type))
+    plan.save(file)
+    seen = run(script, file, 2, "sgd")
+    assert seen["losses"] == pytest.approx(one_process_losses, rel=1e-5)
+    assert seen["losses"][2] < seen["losses"][0]
+    assert all(rank["frozen"] for rank in seen["ranks"])
+    for path, name, table in plan.tables():
+        for rank in (0, 1):
+            held = seen["ranks"][rank]["local"]
+            planned = [list(s.size) for s in table.shards if s.rank == rank]
+            assert held.get(f"{path}.embeddings.{name}.weight") == (planned[0] if planned else None)
+
+
+@pytest.mark.distributed
+def test_two_ranks_train_with_row_wise_state(plan_small, script, tmp_path: Path):
+    file = tmp_path / "plan.json"
+    plan_small("2xcpu", optimizer="rowwise_adagrad").save(file)
+    losses = run(script, file, 2, "rowwise_adagrad")["losses"]
+    assert losses[2] < losses[0]
