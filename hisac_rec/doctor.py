@@ -13,6 +13,7 @@ import platform
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -120,13 +121,11 @@ def install_command(build: Build) -> str:
     if script.is_file():
         return f"{sys.executable} {script} runtime --device {build}"
     pip = f"{sys.executable} -m pip"
-    if build == "cuda":
-        return (
-            f"{pip} install torch=={good.torch} fbgemm-gpu=={good.fbgemm} torchrec=={good.torchrec}"
-        )
+    clear = f"{pip} uninstall --yes fbgemm-gpu fbgemm-gpu-cpu"
+    flags, fbgemm = ("", "fbgemm-gpu") if build == "cuda" else ("--no-deps ", "fbgemm-gpu-cpu")
     return (
-        f"{pip} uninstall --yes fbgemm-gpu; {pip} install --no-deps torch=={good.torch} "
-        f"fbgemm-gpu-cpu=={good.fbgemm} torchrec=={good.torchrec}"
+        f"{clear}; {pip} install {flags}torch=={good.torch} {fbgemm}=={good.fbgemm} "
+        f"torchrec=={good.torchrec}"
     )
 
 
@@ -170,7 +169,7 @@ def judge_stack(stack: Stack, gpus: int) -> list[Finding]:
             Finding(
                 "both fbgemm-gpu and fbgemm-gpu-cpu are installed",
                 "they write the same files, the later one over the earlier one's",
-                f"{sys.executable} -m pip uninstall --yes fbgemm-gpu fbgemm-gpu-cpu; {mend}",
+                mend,
             )
         )
     elif stack.torch_build == "cpu" and stack.fbgemm_build == "cuda":
@@ -228,6 +227,11 @@ FAILURES: tuple[tuple[str, str, str], ...] = (
         "{install_cpu}",
     ),
     (
+        r"lib(c10|torch)_cuda\S*\.so",
+        "fbgemm is a CUDA build and torch a CPU build",
+        "{install}",
+    ),
+    (
         r"CUDA driver version is insufficient|driver .* too old",
         "the NVIDIA driver is older than the CUDA that torch was built with",
         "update the NVIDIA driver, or install a torch built for an older CUDA",
@@ -277,15 +281,26 @@ def explain_failure(stage: Stage, gpus: int = 0) -> Finding:
         "install": install_command("cuda" if gpus else "cpu"),
         "install_cpu": install_command("cpu"),
     }
-    last = stage.detail.strip().splitlines()[-1] if stage.detail.strip() else "no message"
+    lines = stage.detail.strip().splitlines() or ["no message"]
     for pattern, meaning, mend in FAILURES:
-        if re.search(pattern, stage.detail):
-            return Finding(f"{stage.name}: {last}", meaning, mend.format(**commands))
+        telling = [line.strip() for line in lines if re.search(pattern, line)]
+        if telling:
+            return Finding(f"{stage.name}: {telling[0]}", meaning, mend.format(**commands))
     return Finding(
-        f"{stage.name}: {last}",
+        f"{stage.name}: {lines[-1]}",
         "not a failure that is known here",
         f"compare with docs/install.md; a clean environment is made by: {commands['install']}",
     )
+
+
+def explain_failures(stages: Sequence[Stage], gpus: int = 0) -> list[Finding]:
+    """Explain the failed stages; one that fails like an earlier one is not told twice."""
+    found: dict[str, Finding] = {}
+    for stage in stages:
+        if not stage.ok:
+            finding = explain_failure(stage, gpus)
+            found.setdefault(finding.meaning, finding)
+    return list(found.values())
 
 
 def probe(seconds: float = PROBE_SECONDS) -> list[Stage]:

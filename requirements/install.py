@@ -130,10 +130,10 @@ def install_runtime(device: str, index: str) -> None:
         say(f"{found}: requirements/{device}.txt (override with DEVICE=cpu or DEVICE=cuda)")
     install_torch(device, index)
     say(f"the pinned packages of requirements/{device}.txt")
-    # The two builds of fbgemm share one folder of files: the other one must go first.
+    # The two builds of fbgemm write the same files: where the other one is, both must go.
     other = "fbgemm-gpu" if device == "cpu" else "fbgemm-gpu-cpu"
     if installed(other) is not None:
-        pip("uninstall", "--quiet", "--yes", other)
+        pip("uninstall", "--quiet", "--yes", "fbgemm-gpu", "fbgemm-gpu-cpu")
     pip("install", "--quiet", "--no-deps", "--requirement", str(FOLDER / f"{device}.txt"))
     say("hisac_rec, editable")
     pip("install", "--quiet", "--no-deps", "--no-build-isolation", "--editable", str(ROOT))

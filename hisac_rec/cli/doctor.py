@@ -53,15 +53,16 @@ def run() -> None:
     for stage in stages:
         shown = stage.detail if stage.ok else stage.detail.strip().splitlines()[-1]
         table.add_row(f"try {stage.name}", f"{'works' if stage.ok else 'FAILS'}: {shown}")
-        if not stage.ok:
-            findings.append(doctor.explain_failure(stage, len(gpus)))
+    findings += doctor.explain_failures(stages, len(gpus))
     console.print(table)
 
     for finding in findings:
-        console.print(f"\n{'Wrong' if finding.wrong else 'Note'}: {finding.what}", markup=False)
-        console.print(f"  means:   {finding.meaning}", markup=False)
-        console.print("  mend it: ", end="", markup=False)
-        console.print(finding.mend, markup=False, soft_wrap=True, highlight=False)
+        lines = (
+            f"\n{'Wrong' if finding.wrong else 'Note'}: {finding.what}",
+            f"  means:   {finding.meaning}",
+            f"  mend it: {finding.mend}",
+        )
+        console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
     if any(finding.wrong for finding in findings):
         raise typer.Exit(2)
     console.print("\nEverything that hisac-rec needs works here.")
