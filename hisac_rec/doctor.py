@@ -23,6 +23,7 @@ from hisac_rec.errors import UserError
 
 Build = Literal["cpu", "cuda"]
 
+PROBE = (sys.executable, "-m", "hisac_rec.doctor_probe")
 PROBE_SECONDS = 180.0
 """A probe that takes longer hangs: importing everything takes seconds."""
 
@@ -303,15 +304,17 @@ def explain_failures(stages: Sequence[Stage], gpus: int = 0) -> list[Finding]:
     return list(found.values())
 
 
-def probe(seconds: float = PROBE_SECONDS) -> list[Stage]:
-    """Run :mod:`hisac_rec.doctor_probe` in a child process and collect what it tried.
+def probe(command: Sequence[str] = PROBE, seconds: float = PROBE_SECONDS) -> list[Stage]:
+    """Run the probe in a child process and collect what it tried.
 
     Args:
+        command: what runs :mod:`hisac_rec.doctor_probe`.
         seconds: a child that takes longer is ended and its stage counted as failed.
     """
-    command = [sys.executable, "-m", "hisac_rec.doctor_probe"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
+        done = subprocess.run(
+            [*command], capture_output=True, text=True, timeout=seconds, check=False
+        )
     except subprocess.TimeoutExpired as expired:
         output = expired.stdout or b""
         text = output.decode() if isinstance(output, bytes) else output
