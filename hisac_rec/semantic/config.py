@@ -53,6 +53,9 @@ class RqVaeConfig(Strict):
     """Peak learning rate of AdamW; it falls to 0 along a cosine."""
     commitment: float = Field(default=0.25, ge=0.0)
     """Weight of the loss that pulls the encoder to the code words."""
+    decay: float = Field(default=0.95, gt=0.0, lt=1.0)
+    """A code word is the moving average, with this decay a step, of the residuals that chose
+    it."""
     revive_until: float = Field(default=0.8, ge=0.0, le=1.0)
     """Until this share of the epochs, a code that no item of an epoch chose is moved onto a
     residual of the last batch; 0 never revives."""

@@ -7,6 +7,9 @@ code words are divided by one number after training, so that latents have length
 (root mean square), as the normalised vectors of residual k-means have: a routing temperature
 then means the same for both methods.
 
+Code words follow the encoder as moving averages of the residuals that choose them, not by
+gradient: measured here, gradient steps lag behind the encoder in a short training.
+
 Source: Lee et al. 2022, "Autoregressive image generation using residual quantization", and
 Rajput et al. 2023, "Recommender systems with generative retrieval", for items.
 """
@@ -58,30 +61,28 @@ class RqVae(Quantiser):
         source = vectors.to(self.device, torch.float32)
         generator = torch.Generator().manual_seed(self.seed)
         self._build(source)
-        words = self._seed_words(source, generator)
-        parameters = [*self.encoder.parameters(), *self.decoder.parameters(), *words]
+        levels = self._seed_levels(source, generator)
+        parameters = [*self.encoder.parameters(), *self.decoder.parameters()]
         optimiser = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=0.0)
         steps = config.epochs * -(-len(source) // config.batch_size)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
         with progress("fit RQ-VAE", config.epochs, "epochs") as advance:
             for epoch in range(config.epochs):
-                used = [torch.zeros(len(level), dtype=torch.bool) for level in words]
                 order = torch.randperm(len(source), generator=generator).to(self.device)
                 for rows in order.split(config.batch_size):
-                    loss, residuals, codes = self._loss(source[rows], words)
+                    loss = self._loss(source[rows], levels)
                     optimiser.zero_grad()
                     loss.backward()
                     optimiser.step()
                     schedule.step()
-                    for seen, code in zip(used, codes, strict=True):
-                        seen[code.cpu()] = True
-                if epoch < config.revive_until * config.epochs:
-                    _revive(words, used, residuals, generator)
+                revive = epoch < config.revive_until * config.epochs
+                for level in levels:
+                    level.end_epoch(generator if revive else None)
                 advance(1, f"loss {loss.item():.4g}")
         with torch.no_grad():
             latent = self._through(self.encoder, source)
             self.scale = latent.square().sum(1).mean().sqrt().clamp_min(1e-12).item()
-            self.codebook = Codebook([level.detach() / self.scale for level in words])
+            self.codebook = Codebook([level.words / self.scale for level in levels])
         return self.codebook
 
     @torch.no_grad()
@@ -107,35 +108,25 @@ class RqVae(Quantiser):
             last.bias.copy_(source.mean(0))
 
     @torch.no_grad()
-    def _seed_words(self, source: Tensor, generator: torch.Generator) -> list[Tensor]:
+    def _seed_levels(self, source: Tensor, generator: torch.Generator) -> list[_Level]:
         residual = self._through(self.encoder, source)
-        words = []
+        levels = []
         for count in self.codes:
-            level = kmeans(residual, count, SEEDING_PASSES, generator)
-            residual = residual - level[nearest(residual, level)[0]]
-            words.append(level.requires_grad_())
-        return words
+            words = kmeans(residual, count, SEEDING_PASSES, generator)
+            residual = residual - words[nearest(residual, words)[0]]
+            levels.append(_Level(words, self.config.decay))
+        return levels
 
-    def _loss(
-        self, source: Tensor, words: list[Tensor]
-    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """Loss, and per level the residuals [n, d] before it and the codes [n] chosen."""
+    def _loss(self, source: Tensor, levels: list[_Level]) -> Tensor:
+        """Reconstruction and commitment of a batch [n, s]; the levels follow its residuals."""
         latent = self.encoder(source)
-        residual, total = latent, torch.zeros_like(latent)
-        loss = latent.new_zeros(())
-        residuals, codes = [], []
-        for level in words:
-            code, _ = nearest(residual.detach(), level.detach())
-            word = level[code]
-            loss = loss + (residual.detach() - word).square().sum(1).mean()
-            loss = loss + self.config.commitment * (residual - word.detach()).square().sum(1).mean()
-            residuals.append(residual.detach())
-            codes.append(code)
-            total = total + word.detach()
-            residual = residual - word.detach()
-        quantised = latent + (total - latent).detach()  # straight-through estimator
-        loss = loss + (self.decoder(quantised) - source).square().sum(1).mean()
-        return loss, residuals, codes
+        residual, loss = latent, latent.new_zeros(())
+        for level in levels:
+            word = level.quantise(residual.detach())
+            residual = residual - word
+            loss = loss + self.config.commitment * residual.square().sum(1).mean()
+        quantised = latent - residual.detach()  # straight-through estimator
+        return loss + (self.decoder(quantised) - source).square().sum(1).mean()
 
     def _through(self, network: nn.Sequential, vectors: Tensor) -> Tensor:
         """Run a network over [n, width] in chunks; the answer is where the input was."""
@@ -146,19 +137,42 @@ class RqVae(Quantiser):
         return torch.cat(parts)
 
 
+class _Level:
+    """Code words [C, d] of one level that follow their residuals as moving averages."""
+
+    def __init__(self, words: Tensor, decay: float) -> None:
+        self.words, self.decay = words, decay
+        self.sums, self.sizes = words.clone(), torch.ones(len(words), device=words.device)
+        self.used = torch.zeros(len(words), dtype=torch.bool, device=words.device)
+        self.last = words
+
+    @torch.no_grad()
+    def quantise(self, residual: Tensor) -> Tensor:
+        """The code words [n, d] nearest to residuals [n, d], before they follow."""
+        code, _ = nearest(residual, self.words)
+        chosen = self.words[code]
+        sizes = torch.bincount(code, minlength=len(self.words))
+        sums = torch.zeros_like(self.words).index_add_(0, code, residual)
+        self.sizes.lerp_(sizes.to(self.sizes), 1.0 - self.decay)
+        self.sums.lerp_(sums, 1.0 - self.decay)
+        alive = (self.sizes > 1e-6)[:, None]  # a code chosen lately; others stay where they are
+        self.words = torch.where(alive, self.sums / self.sizes[:, None], self.words)
+        self.used |= sizes > 0
+        self.last = residual
+        return chosen
+
+    def end_epoch(self, revive: torch.Generator | None) -> None:
+        """Move codes that the epoch left unused onto random residuals of its last batch."""
+        if revive is not None:
+            dead = (~self.used).nonzero()[:, 0]
+            pick = torch.randint(len(self.last), (len(dead),), generator=revive)
+            onto = self.last[pick.to(self.last.device)]
+            self.words[dead], self.sums[dead], self.sizes[dead] = onto, onto, 1.0
+        self.used.zero_()
+
+
 def _mlp(sizes: list[int]) -> nn.Sequential:
     layers: list[nn.Module] = []
     for inner, outer in pairwise(sizes):
         layers += [nn.Linear(inner, outer), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
-
-
-@torch.no_grad()
-def _revive(
-    words: list[Tensor], used: list[Tensor], residuals: list[Tensor], generator: torch.Generator
-) -> None:
-    """Move each code that an epoch left unused onto a random residual of the last batch."""
-    for level, seen, residual in zip(words, used, residuals, strict=True):
-        dead = (~seen).nonzero()[:, 0]
-        pick = torch.randint(len(residual), (len(dead),), generator=generator)
-        level[dead.to(level.device)] = residual[pick.to(residual.device)]
