@@ -146,8 +146,9 @@ def _options(node: Schema, defs: Schema) -> list[Schema]:
 def _type(node: Schema, defs: Schema, plural: str = "") -> str:
     names: list[str] = []
     for option in _options(node, defs):
-        kind = option.get("type", "string" if "enum" in option or "const" in option else "any")
-        name = {"number": "float", "object": "table"}.get(kind, kind) + plural
+        kind: str = option.get("type", "any")
+        spoken = {"number": "float", "object": "table"}
+        name = spoken.get(kind, kind) + plural
         if kind == "array":
             name = f"list{plural} of {_type(option.get('items', {}), defs, plural='s')}"
         elif isinstance(option.get("additionalProperties"), dict):
