@@ -134,8 +134,9 @@ def _manifest(
     counts: dict[Split, SplitCounts],
 ) -> Manifest:
     resolved = definition.model_dump(mode="json", exclude_none=True)
+    shaping = {k: v for k, v in resolved.items() if k not in ("description", "semantic_ids")}
     facts = {
-        "definition": resolved,
+        "definition": shaping,
         "users": source.users,
         "items": source.items,
         "splits": {split: count.model_dump() for split, count in counts.items()},

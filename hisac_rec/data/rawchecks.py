@@ -1,0 +1,142 @@
+"""Checks of raw files and of what the definition's SQL makes of them, before it is used.
+
+Every function raises :class:`UserError` that names the definition's file and key.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hisac_rec.data.definition import DatasetDefinition, SourceConfig
+from hisac_rec.data.sql import INTEGER_TYPES, Engine, identifier
+from hisac_rec.errors import UserError, did_you_mean
+
+_ID_TYPES = INTEGER_TYPES | {"VARCHAR", "UUID", "HUGEINT", "UHUGEINT", "ENUM"}
+_INTEGER = (INTEGER_TYPES, "an integer")
+COLUMN_TYPES = {
+    "user": (_ID_TYPES, "an integer or text"),
+    "item": (_ID_TYPES, "an integer or text"),
+    "time": _INTEGER,
+    "sequence": _INTEGER,
+    "type": (_ID_TYPES | {"BOOLEAN"}, "an integer or text"),
+}
+"""Column of ``source.events`` -> the DuckDB types it may have, and these in words."""
+
+
+def require_files(source: SourceConfig, raw: Path | None, origin: str) -> Path:
+    """Check that the raw folder holds what the definition needs; return it, absolute.
+
+    Raises:
+        UserError: no folder given, it is absent, or a file is missing; says where to get it.
+    """
+    where = f"\nWhere to get the raw files: {source.where_to_get}" if source.where_to_get else ""
+    needs = f"{origin} needs the raw files {', '.join(source.files)}"
+    if raw is None:
+        raise UserError(f"{needs}: give their folder with --raw{where}")
+    if not raw.is_dir():
+        raise UserError(f"{raw}: no such folder; {needs}{where}")
+    for name in source.files:
+        if next(raw.glob(name), None) is None:
+            raise UserError(f"{raw / name}: raw file is missing; {needs}{where}")
+    return raw.absolute()
+
+
+def check_select(
+    engine: Engine, key: str, table: str, required: list[str], optional: tuple[str, ...] = ()
+) -> dict[str, str]:
+    """Check the columns of a SELECT's result: there, of a usable type, without NULL.
+
+    Args:
+        engine: the database.
+        key: the definition's key of the SELECT.
+        table: its result.
+        required: columns that must be there.
+        optional: columns that are checked where they are there.
+
+    Returns:
+        Column -> DuckDB type, all columns.
+
+    Raises:
+        UserError: names key, column, expected and found type, or how many rows are NULL.
+    """
+    types = engine.columns(table)
+    for name in required:
+        if name not in types:
+            hint = did_you_mean(name, types)
+            raise engine.wrong(key, f"the SELECT has no column '{name}'{hint}")
+    for name in (*required, *(name for name in optional if name in types)):
+        kind, (allowed, wanted) = types[name], COLUMN_TYPES[name]
+        if kind.partition("(")[0] not in allowed:
+            is_moment = kind.startswith("TIMESTAMP") or kind == "DATE"
+            advice = f": write epoch({name})::BIGINT AS {name}" if is_moment else ""
+            raise engine.wrong(key, f"column '{name}' is {kind}, expected {wanted}{advice}")
+        nulls = engine.rows(f"SELECT count(*) FROM {table} WHERE {identifier(name)} IS NULL")
+        if nulls[0][0]:
+            raise engine.wrong(
+                key,
+                f"{nulls[0][0]:,} rows have no {name} (NULL): leave them out with "
+                f"WHERE {name} IS NOT NULL, or fill them in",
+            )
+    return types
+
+
+def check_expressions(engine: Engine, definition: DatasetDefinition, events: str) -> None:
+    """Check each SQL expression over the events by itself, so that messages name its key.
+
+    Raises:
+        UserError: an expression does not run or is of a wrong type.
+    """
+    requests = definition.requests
+    assert requests is not None
+    conditions = {"history.where": definition.history.where, "requests.where": requests.where}
+    others = {"requests.label": requests.label}
+    if requests.group != "event":
+        others["requests.group"] = requests.group
+    for key, expression in {**conditions, **others}.items():
+        described = engine.rows(f"DESCRIBE SELECT ({expression}\n) AS value FROM {events}", key)
+        kind = described[0][1]
+        if key in conditions and kind != "BOOLEAN":
+            raise engine.wrong(key, f"is {kind}, expected a condition (BOOLEAN)")
+        is_number = kind.partition("(")[0] in INTEGER_TYPES | {"FLOAT", "DOUBLE", "DECIMAL"}
+        if key == "requests.label" and not is_number and kind != "BOOLEAN":
+            raise engine.wrong(key, f"is {kind}, expected BOOLEAN or a number in [0, 1]")
+
+
+def check_labels(engine: Engine, events: str, users: str) -> None:
+    """Check that every candidate has a label in [0, 1].
+
+    Raises:
+        UserError: says how many have not, and names a user.
+    """
+    count, user, label = engine.rows(f"""
+        SELECT count(*), arg_min(u.value, u.id), arg_min(coalesce(label::VARCHAR, 'NULL'), u.id)
+        FROM {events} e JOIN {users} u ON u.id = e."user"
+        WHERE is_candidate AND (label IS NULL OR NOT label BETWEEN 0 AND 1)""")[0]
+    if count:
+        raise engine.wrong(
+            "requests.label",
+            f"{count:,} candidates have no label in [0, 1], for example one of user {user} "
+            f"({label})",
+        )
+
+
+def content_width(engine: Engine, types: dict[str, str], items: str) -> int | None:
+    """Width of the content embeddings; None where items have none.
+
+    Raises:
+        UserError: the column is no list of numbers, or its lists differ in length.
+    """
+    kind = types.get("content")
+    if kind is None:
+        return None
+    if not kind.startswith(("FLOAT[", "DOUBLE[", "DECIMAL(")) or not kind.endswith("]"):
+        raise engine.wrong(
+            "source.items", f"column 'content' is {kind}, expected a list of FLOAT (FLOAT[])"
+        )
+    low, high = engine.rows(f"SELECT min(len(content)), max(len(content)) FROM {items}")[0]
+    if not low or low != high:
+        found = f"of {low} to {high} numbers" if high else "empty"
+        raise engine.wrong(
+            "source.items", f"column 'content' is {found}; all embeddings need the same width"
+        )
+    return int(low)
