@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from hisac_rec.errors import UserError
-from hisac_rec.evaluation.report import Report
+from hisac_rec.evaluation.results import Report
 from hisac_rec.evaluation.table import AXES, TITLES
 
 

@@ -6,8 +6,6 @@ folder never holds half a part. Legend: n rows (candidates over all requests).
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -18,37 +16,35 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hisac_rec.errors import UserError, did_you_mean
-
-PREDICTION_SCHEMA = pa.schema(
-    [
-        ("user", pa.int32()),
-        ("time", pa.int64()),
-        ("item", pa.int32()),
-        ("label", pa.float32()),
-        ("logit", pa.float32()),
-        ("score", pa.float32()),  # sigmoid(logit)
-        ("history_length", pa.int32()),  # events that the request could see
-        ("request", pa.int64()),  # number of the request, unique over all ranks
-    ]
+from hisac_rec.errors import UserError
+from hisac_rec.evaluation.parts import (
+    FINGERPRINT_KEY,
+    ORACLE_COLUMN,
+    PART_NAME,
+    PREDICTION_SCHEMA,
+    RUN_KEY,
+    WHERE,
+    PathsLike,
+    check_one_run,
+    find_parts,
+    read_part,
+    shown,
+    sigmoid,
 )
-ORACLE_COLUMN = pa.field("probability", pa.float32())
-"""Optional ninth column: the true click probability, for synthetic data alone."""
 
-PathsLike = str | Path | Sequence[str | Path]
-"""A Parquet file, a folder of parts, or a list of either."""
+__all__ = [
+    "ORACLE_COLUMN",
+    "PREDICTION_SCHEMA",
+    "PathsLike",
+    "PredictionWriter",
+    "Predictions",
+    "check_same_rows",
+    "read_predictions",
+    "sigmoid",
+]
 
 ROWS_PER_GROUP = 1 << 17
 """Rows buffered before a Parquet row group is written."""
-
-_PART = re.compile(r"part-(\d{5})-of-(\d{5})\.parquet")
-_RUN, _FINGERPRINT = b"hisac_rec.run", b"hisac_rec.fingerprint"
-_SCORE_TOLERANCE = 1e-3
-
-
-def sigmoid(logit: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    """Sigmoid in float64 that keeps its relative precision at both ends. O(n)."""
-    return np.exp(-np.logaddexp(0.0, -np.asarray(logit, dtype=np.float64)))
 
 
 @dataclass(frozen=True)
@@ -116,7 +112,7 @@ class PredictionWriter:
         self._rank, self._world_size, self._oracle = rank, world_size, oracle
         schema = PREDICTION_SCHEMA.append(ORACLE_COLUMN) if oracle else PREDICTION_SCHEMA
         self._schema = schema.with_metadata(
-            {_RUN: run.encode(), _FINGERPRINT: fingerprint.encode()}
+            {RUN_KEY: run.encode(), FINGERPRINT_KEY: fingerprint.encode()}
         )
         self._buffer: list[pa.Table] = []
         self._buffered = 0
@@ -125,7 +121,7 @@ class PredictionWriter:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self._rank == 0:
             for path in self.path.parent.glob("part-*-of-*.parquet"):
-                match = _PART.fullmatch(path.name)
+                match = PART_NAME.fullmatch(path.name)
                 if match is not None and int(match[2]) != self._world_size:
                     path.unlink(missing_ok=True)
         self._file = pq.ParquetWriter(self._temporary, self._schema, compression="zstd")
@@ -172,27 +168,27 @@ class PredictionWriter:
             "item": item,
             "label": label,
             "logit": logit,
-            "score": sigmoid(logit),
             "history_length": history_length,
             "request": request,
         }
         if probability is not None:
             columns["probability"] = probability
         arrays = {
-            field.name: np.asarray(columns[field.name]).astype(field.type.to_pandas_dtype())
-            for field in self._schema
+            name: np.asarray(values).astype(self._schema.field(name).type.to_pandas_dtype())
+            for name, values in columns.items()
         }
         if len({array.shape for array in arrays.values()}) != 1:
             shapes = {name: array.shape for name, array in arrays.items()}
             raise ValueError(f"columns of different shapes: {shapes}")
         bad = np.flatnonzero(~np.isfinite(arrays["logit"]))
         if bad.size:
-            where = ", ".join(f"{name} {arrays[name][bad[0]]}" for name in _WHERE)
+            where = ", ".join(f"{name} {arrays[name][bad[0]]}" for name in WHERE)
             raise UserError(
                 f"{self.path}: the model predicted {arrays['logit'][bad[0]]} for {where} "
                 f"({bad.size} of {len(arrays['logit'])} rows of this batch); the training has "
                 "diverged: lower the learning rate or take an earlier checkpoint"
             )
+        arrays["score"] = sigmoid(arrays["logit"]).astype(np.float32)
         self._buffer.append(pa.table(arrays, schema=self._schema))
         self._buffered += len(arrays["user"])
         self.rows += len(arrays["user"])
@@ -203,9 +199,6 @@ class PredictionWriter:
         if self._buffered:
             self._file.write_table(pa.concat_tables(self._buffer))
         self._buffer, self._buffered = [], 0
-
-
-_WHERE = ("request", "user", "item")
 
 
 def read_predictions(paths: PathsLike) -> Predictions:
@@ -219,19 +212,19 @@ def read_predictions(paths: PathsLike) -> Predictions:
             column missing or of another type, no row at all, a request in two parts, or a
             value that no model should predict; names the file and the row.
     """
-    files = _find_files(paths)
-    tables = [_read_part(path) for path in files]
-    _check_one_run(files, tables)
+    files = find_parts(paths)
+    tables = [read_part(path) for path in files]
+    check_one_run(files, tables)
     oracle = all(ORACLE_COLUMN.name in table.column_names for table in tables)
     names = [*PREDICTION_SCHEMA.names, *([ORACLE_COLUMN.name] if oracle else [])]
     columns = {name: np.concatenate([table[name].to_numpy() for table in tables]) for name in names}
     if len(columns["user"]) == 0:
-        raise UserError(f"{_shown(files)}: no prediction at all; is the split empty?")
+        raise UserError(f"{shown(files)}: no prediction at all; is the split empty?")
     order = np.lexsort([columns[name] for name in ("request", "label", "item", "time", "user")])
     metadata = tables[0].schema.metadata or {}
     return Predictions(
         **{name: column[order] for name, column in columns.items()},
-        fingerprint=metadata.get(_FINGERPRINT, b"").decode(),
+        fingerprint=metadata.get(FINGERPRINT_KEY, b"").decode(),
     )
 
 
@@ -257,143 +250,3 @@ def check_same_rows(first: Predictions, second: Predictions, names: tuple[str, s
                 f"time, row {row} has {column} {values[0]} in the one and {values[1]} in the "
                 "other; predict the same split of the same prepared data with both"
             )
-
-
-def _find_files(paths: PathsLike) -> list[Path]:
-    given = [paths] if isinstance(paths, str | Path) else list(paths)
-    files: list[Path] = []
-    for path in map(Path, given):
-        if path.is_dir():
-            parts = sorted(path.glob("*.parquet"))
-            if not parts:
-                raise UserError(f"{path}: holds no Parquet file; write predictions there first")
-            files += parts
-        elif path.is_file():
-            files.append(path)
-        else:
-            raise UserError(f"{path}: no such file or folder of predictions")
-    if not files:
-        raise UserError("no file of predictions was named")
-    _check_parts(files)
-    return files
-
-
-def _check_parts(files: list[Path]) -> None:
-    """Refuse a folder from which a rank's part is missing."""
-    found: dict[Path, dict[int, set[int]]] = {}
-    for path in files:
-        match = _PART.fullmatch(path.name)
-        if match is not None:
-            worlds = found.setdefault(path.parent, {})
-            worlds.setdefault(int(match[2]), set()).add(int(match[1]))
-    for folder, worlds in found.items():
-        if len(worlds) > 1:
-            counts = " and ".join(str(world) for world in sorted(worlds))
-            raise UserError(
-                f"{folder}: parts of runs with {counts} ranks; empty the folder, predict again"
-            )
-        for world, ranks in worlds.items():
-            missing = sorted(set(range(world)) - ranks)
-            if missing:
-                raise UserError(
-                    f"{folder}: the part of rank {missing[0]} of {world} is missing "
-                    f"({len(missing)} in all); did that rank stop early? Predict again"
-                )
-
-
-def _read_part(path: Path) -> pa.Table:
-    try:
-        schema = pq.read_schema(path)
-        _check_schema(path, schema)
-        names = [field.name for field in _expected(schema)]
-        table = pq.read_table(path, columns=names, partitioning=None)
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path}: damaged Parquet file ({error}); predict again") from None
-    _check_values(path, table)
-    return table
-
-
-def _expected(schema: pa.Schema) -> pa.Schema:
-    oracle = ORACLE_COLUMN.name in schema.names
-    return PREDICTION_SCHEMA.append(ORACLE_COLUMN) if oracle else PREDICTION_SCHEMA
-
-
-def _check_schema(path: Path, schema: pa.Schema) -> None:
-    for field in _expected(schema):
-        if field.name not in schema.names:
-            hint = did_you_mean(field.name, set(schema.names) - set(PREDICTION_SCHEMA.names))
-            raise UserError(
-                f"{path}: column '{field.name}' is missing{hint if schema.names else ''}"
-            )
-        actual = schema.field(field.name).type
-        if actual != field.type:
-            raise UserError(
-                f"{path}: column '{field.name}' is {actual}, expected {field.type}; "
-                f"cast it before writing"
-            )
-
-
-def _check_values(path: Path, table: pa.Table) -> None:
-    """Refuse the first row whose values cannot be right. O(n)."""
-    for name in table.column_names:
-        if table[name].null_count:
-            row = int(np.flatnonzero(table[name].is_null().to_numpy())[0])
-            raise UserError(f"{path}: row {row}: {name} is null; every candidate needs one")
-    column = {name: table[name].to_numpy() for name in table.column_names}
-    label, logit, score = column["label"], column["logit"], column["score"]
-    rules = [
-        ("logit", ~np.isfinite(logit), "a finite number"),
-        ("score", ~((score >= 0) & (score <= 1)), "a number from 0 to 1"),
-        ("label", (label != 0) & (label != 1), "0 or 1"),
-        ("history_length", column["history_length"] < 0, "0 or more"),
-    ]
-    if ORACLE_COLUMN.name in column:
-        true = column[ORACLE_COLUMN.name]
-        rules.append((ORACLE_COLUMN.name, ~((true >= 0) & (true <= 1)), "a number from 0 to 1"))
-    for name, bad, allowed in rules:
-        _refuse(path, column, name, bad, allowed)
-    apart = np.abs(score - sigmoid(logit)) > _SCORE_TOLERANCE
-    _refuse(path, column, "score", apart, "the sigmoid of the row's logit")
-
-
-def _refuse(
-    path: Path,
-    column: dict[str, npt.NDArray[Any]],
-    name: str,
-    bad: npt.NDArray[np.bool_],
-    allowed: str,
-) -> None:
-    rows = np.flatnonzero(bad)
-    if rows.size:
-        row = rows[0]
-        where = ", ".join(f"{key} {column[key][row]}" for key in _WHERE)
-        raise UserError(
-            f"{path}: row {row} ({where}): {name} is {column[name][row]}, expected {allowed} "
-            f"({rows.size:,} such rows in this file)"
-        )
-
-
-def _check_one_run(files: list[Path], tables: list[pa.Table]) -> None:
-    """Refuse parts of different runs, and a request that two parts hold."""
-    for key, what in ((_RUN, "runs"), (_FINGERPRINT, "prepared data sets")):
-        values = [(table.schema.metadata or {}).get(key, b"") for table in tables]
-        for path, value in zip(files, values, strict=True):
-            if value != values[0]:
-                raise UserError(f"{files[0]} and {path} are of different {what}; predict again")
-    requests = [np.unique(table["request"].to_numpy()) for table in tables]
-    merged = np.sort(np.concatenate(requests))
-    twice = merged[1:][merged[1:] == merged[:-1]]
-    if twice.size:
-        holders = [
-            path.name
-            for path, part in zip(files, requests, strict=True)
-            if np.isin(twice[0], part).item()
-        ]
-        raise UserError(
-            f"{files[0].parent}: request {twice[0]} is in {' and in '.join(holders)} "
-            f"({twice.size:,} such requests); every request must be predicted once"
-        )
-
-
-def _shown(files: list[Path]) -> str:
-    return str(files[0]) if len(files) == 1 else f"{files[0].parent} ({len(files)} parts)"

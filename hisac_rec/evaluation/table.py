@@ -1,20 +1,21 @@
 """The report for people: rich tables on a terminal, Markdown in ``report.md``.
 
-Both are made from the same cells. The terminal shows what fits into 80 columns; Markdown
-shows every metric, and every predictor in every slice.
+Both are made from the same cells. The terminal shows what fits into 80 columns (in the slices,
+the AUC of the models, the baseline and the oracle); Markdown shows everything.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Literal
 
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from hisac_rec.evaluation.report import Estimate, Report, SliceReport, SliceValues
+from hisac_rec.evaluation.results import Estimate, PredictorReport, Report, SliceValues
 
 TITLES = {
     "auc": "AUC",
@@ -28,7 +29,7 @@ TITLES = {
 """Metric -> column title."""
 
 TERMINAL_METRICS = ("auc", "gauc", "logloss", "calibration")
-DIFFERENCE_METRICS = ("auc", "gauc", "logloss")
+DIFFERENCE_METRICS = ("auc", "gauc", "logloss", "normalised_entropy")
 AXES = {
     "history_length": "By history length (events)",
     "item_popularity": "By item popularity (training impressions)",
@@ -52,14 +53,21 @@ class Cells:
 
 def print_report(report: Report, console: Console | None = None, *, slices: bool = True) -> None:
     """Print the report's tables to the console (standard output where absent)."""
+    tables = [
+        _metric_cells(report, TERMINAL_METRICS),
+        _difference_cells(report, DIFFERENCE_METRICS[:2]),
+    ]
+    if slices:
+        names = [p.name for p in report.predictors if _is_main(p, report)]
+        tables += _slice_tables(report, names, _auc_only, "AUC;")
     target = console or Console()
-    for cells in _all_cells(report, TERMINAL_METRICS, _main_predictors(report), slices):
+    for cells in tables:
         target.print(_rich(cells))
+        target.print()
 
 
 def markdown(report: Report) -> str:
     """The whole report as Markdown text."""
-    every = [predictor.name for predictor in report.predictors]
     head = (
         f"# Evaluation on {report.data}\n\n"
         f"{report.rows:,} candidates in {report.requests:,} requests of {report.users:,} users; "
@@ -67,18 +75,18 @@ def markdown(report: Report) -> str:
         f"users ({report.left_out_rows:,} candidates) whose labels are all equal. "
         f"{_interval_note(report)}\n"
     )
-    tables = _all_cells(report, tuple(TITLES), every, slices=True)
+    names = [predictor.name for predictor in report.predictors]
+    tables = [
+        _metric_cells(report, tuple(TITLES)),
+        _difference_cells(report, DIFFERENCE_METRICS),
+        *_slice_tables(report, names, _every_value, "AUC / GAUC, logloss below;"),
+    ]
     return "\n".join([head, *map(_markdown, tables)])
 
 
-def _all_cells(
-    report: Report, metrics: Sequence[str], names: Sequence[str], slices: bool
-) -> list[Cells]:
-    tables = [_metric_cells(report, metrics), _difference_cells(report)]
-    if slices:
-        for axis, rows in groupby(report.slices, key=lambda row: row.axis):
-            tables.append(_slice_cells(axis, list(rows), names))
-    return tables
+def _is_main(predictor: PredictorReport, report: Report) -> bool:
+    """What the terminal's slices compare: the models, the baseline and the oracle."""
+    return predictor.kind != "trivial" or predictor.name == report.baseline
 
 
 def _metric_cells(report: Report, metrics: Sequence[str]) -> Cells:
@@ -97,14 +105,14 @@ def _metric_cells(report: Report, metrics: Sequence[str]) -> Cells:
     )
 
 
-def _difference_cells(report: Report) -> Cells:
+def _difference_cells(report: Report, metrics: Sequence[str]) -> Cells:
     with_share = any(predictor.distance_closed for predictor in report.predictors)
-    header = ["predictor", *(TITLES[metric] for metric in DIFFERENCE_METRICS)]
+    header = ["predictor", *(TITLES[metric] for metric in metrics)]
     rows = []
     for predictor in report.predictors:
         if predictor.differences is None:
             continue
-        found = [predictor.differences[metric] for metric in DIFFERENCE_METRICS]
+        found = [predictor.differences[metric] for metric in metrics]
         row = [predictor.name, *map(_difference, found)]
         if with_share:
             row.append(_share(predictor.distance_closed))
@@ -119,26 +127,25 @@ def _difference_cells(report: Report) -> Cells:
     )
 
 
-def _slice_cells(axis: str, rows: list[SliceReport], names: Sequence[str]) -> Cells:
-    return Cells(
-        title=AXES.get(axis, axis),
-        header=["bucket", "rows", "positive", *names],
-        rows=[
-            [
-                row.bucket,
-                f"{row.rows:,}",
-                f"{row.positive_rate:.3f}",
-                *(_slice(row.predictors[name]) for name in names),
-            ]
-            for row in rows
-        ],
-        caption="AUC / GAUC, logloss below; '-' where a bucket holds one class.",
-    )
-
-
-def _main_predictors(report: Report) -> list[str]:
-    """What the terminal's slices compare: the models, the baseline and the oracle."""
-    return [p.name for p in report.predictors if p.kind != "trivial" or p.name == report.baseline]
+def _slice_tables(
+    report: Report, names: Sequence[str], show: Callable[[SliceValues], str], legend: str
+) -> Iterator[Cells]:
+    """One table per axis, one column per named predictor."""
+    for axis, rows in groupby(report.slices, key=lambda row: row.axis):
+        yield Cells(
+            title=AXES.get(axis, axis),
+            header=["bucket", "rows", "positive", *names],
+            rows=[
+                [
+                    row.bucket,
+                    f"{row.rows:,}",
+                    f"{row.positive_rate:.3f}",
+                    *(show(row.predictors[name]) for name in names),
+                ]
+                for row in rows
+            ],
+            caption=f"{legend} '{NOTHING}' where a bucket holds one class.",
+        )
 
 
 def _interval_note(report: Report) -> str:
@@ -178,10 +185,14 @@ def _share(found: Estimate | None) -> str:
     return f"{found.value:.1%}\n{found.low:.1%} to {found.high:.1%}"
 
 
-def _slice(values: SliceValues) -> str:
-    if values.auc is None and values.gauc is None:
-        return f"{NOTHING}\n{_number(values.logloss)}"
-    return f"{_number(values.auc)} / {_number(values.gauc)}\n{_number(values.logloss)}"
+def _auc_only(values: SliceValues) -> str:
+    return _number(values.auc)
+
+
+def _every_value(values: SliceValues) -> str:
+    defined = values.auc is not None or values.gauc is not None
+    first = f"{_number(values.auc)} / {_number(values.gauc)}" if defined else NOTHING
+    return f"{first}\n{_number(values.logloss)}"
 
 
 def _rich(cells: Cells) -> Table:
@@ -191,10 +202,12 @@ def _rich(cells: Cells) -> Table:
         box=SIMPLE,
         title_justify="left",
         caption_justify="left",
+        show_edge=False,
         pad_edge=False,
     )
     for number, name in enumerate(cells.header):
-        table.add_column(name, justify="right" if number else "left", overflow="fold")
+        side: Literal["left", "right"] = "right" if number else "left"
+        table.add_column(name, justify=side, no_wrap=number == 0, overflow="fold")
     for row in cells.rows:
         table.add_row(*row)
     return table
