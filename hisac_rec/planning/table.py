@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rich import box
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
@@ -11,6 +12,10 @@ from rich.text import Text
 from hisac_rec.planning.plan_io import Plan, TablePlan
 from hisac_rec.planning.units import GIB, human_bytes
 
+WIDTH = 130
+"""Columns that the table needs; where there is no terminal, take this many."""
+
+_SHORT_TYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 _BYTES_PER_VALUE = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "int8": 1, "uint8": 1}
 
 
@@ -25,29 +30,24 @@ def plan_table(plan: Plan) -> Group:
         f"{cluster.hosts} host{'s' * (cluster.hosts > 1)} x {cluster.devices_per_host} "
         f"{cluster.device}, {plan.requests_per_rank:,} requests per rank"
     )
-    table = Table(title=title, title_justify="left")
-    table.add_column("table")
-    table.add_column("rows x dim", justify="right")
-    table.add_column("type")
-    table.add_column("weights", justify="right")
-    table.add_column("sharding")
-    table.add_column("kernel")
-    table.add_column("ranks")
-    table.add_column("tokens/request", justify="right")
-    table.add_column("per rank", justify="right")
-    table.add_column("ms/step", justify="right")
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("table", "rows x dim", "type", "weights", "sharding", "kernel", "ranks"):
+        right = name in ("rows x dim", "weights")
+        table.add_column(name, justify="right" if right else "left", no_wrap=True)
+    for name in ("tokens/request", "per rank", "ms/step"):
+        table.add_column(name, justify="right", no_wrap=True)
     for _, name, found in plan.tables():
         table.add_row(
             name,
             f"{found.rows:,} x {found.dim}",
-            found.dtype,
+            _SHORT_TYPES.get(found.dtype, found.dtype),
             human_bytes(weight_bytes(found)),
             found.sharding_type,
             found.compute_kernel,
             shorten_ranks(found.ranks),
-            f"{sum(found.pooling_factors):,.4g}",
+            _short(sum(found.pooling_factors)),
             human_bytes(max(_per_rank_bytes(found, plan.world_size))),
-            f"{max(_per_rank_ms(found, plan.world_size)):.3g}",
+            _short(max(_per_rank_ms(found, plan.world_size))),
         )
     return Group(table, Text("\n".join(_summary(plan))))
 
@@ -109,9 +109,15 @@ def _summary(plan: Plan) -> list[str]:
     mean_cost = sum(cost) / len(cost)
     imbalance = f", imbalance {max(cost) / mean_cost:.2f}" if mean_cost else ""
     lines.append(
-        f"embedding time per step (TorchRec's estimate): slowest rank {max(cost):.3g} ms{imbalance}"
+        f"embedding time per step (TorchRec's estimate): slowest rank {_short(max(cost))} ms"
+        f"{imbalance}"
     )
     return lines
+
+
+def _short(number: float) -> str:
+    """Three significant digits, without exponents where people would not write them."""
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
 def _per_rank_bytes(table: TablePlan, world_size: int) -> list[int]:

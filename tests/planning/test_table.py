@@ -21,11 +21,11 @@ def test_the_table_shows_every_table_and_the_load_of_the_ranks(plan_small):
     plan = plan_small("8xh100", 'defaults.sharding_types=["row_wise"]')
     text = rendered(plan)
     assert "1 host x 8 cuda, 4 requests per rank" in text
-    item = next(line for line in text.splitlines() if "item" in line)
-    for cell in ("101 x 16", "float32", "6.3 KiB", "row_wise", "0-7", "7"):
+    item = next(line for line in text.splitlines() if line.strip().startswith("item"))
+    for cell in ("101 x 16", "fp32", "6.3 KiB", "row_wise", "0-7", "7"):
         assert cell in item
     assert "semantic" in text
-    assert "float16" in text
+    assert "fp16" in text
     assert "HBM per rank: min " in text
     assert "of 63.2 GiB usable" in text
     assert "slowest rank" in text

@@ -1,0 +1,239 @@
+r"""torchx components: the same command on a laptop, on SLURM and on Kubernetes.
+
+::
+
+    torchx run -s local_cwd launch/components.py:train -j 1x2 \
+        --model hisac --data data/ml1m --out runs/two --planner 2xcpu
+    torchx run -s slurm launch/components.py:train -j 16x8 --gpu 8 \
+        --model hisac --data /shared/data/shop --out /shared/runs/shop --planner 128xh100
+
+What follows ``--`` goes to ``hisac-rec`` as it is: ``... -- --set train.epochs=3``.
+``docs/launching.md`` has the rest. Needs torchx alone, nothing of torch.
+"""
+
+# torchx reads this file itself: it reads annotations as typing.Optional, List and Dict and as
+# objects, and puts module-level names into a namespace of its own, hence the _hisac_ prefix.
+# ruff: noqa: UP006, UP035, UP045
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Dict, List, Optional
+
+import torchx.specs as specs
+from torchx.components.dist import parse_nnodes
+from torchx.specs import macros
+
+
+def train(
+    *args: str,
+    model: str,
+    data: str,
+    out: str,
+    planner: str = "",
+    plan: str = "",
+    j: str = "1x1",
+    cpu: int = 2,
+    gpu: int = 0,
+    memMB: int = 8192,
+    h: Optional[str] = None,
+    image: str = "",
+    env: Optional[Dict[str, str]] = None,
+    max_retries: int = 0,
+    mounts: Optional[List[str]] = None,
+    rdzv_port: int = 29500,
+    name: str = "hisac-train",
+) -> specs.AppDef:
+    """Train a model file on a prepared data set, on every process of every host.
+
+    Args:
+        args: passed on to hisac-rec train; put them after --
+        model: model file, or the name of a shipped one
+        data: folder of the prepared data set, as the workers see it
+        out: folder of the run, on storage that all hosts share
+        planner: planner config, or the name of a shipped one; its world size must be that of j
+        plan: a plan saved by hisac-rec plan, instead of planner
+        j: {hosts}x{processes per host}
+        cpu: CPU cores per host
+        gpu: GPUs per host
+        memMB: memory per host, MB
+        h: named resource of torchx instead of cpu, gpu and memMB
+        image: container image that holds hisac-rec; empty means this Python environment
+        env: environment variables, A=1,B=2
+        max_retries: restarts of the whole job by the scheduler; it goes on from the last checkpoint
+        mounts: mounts of the container, type=bind,src=/host,dst=/in/container[,readonly]
+        rdzv_port: port on the first host where the processes meet
+        name: name of the job
+    """
+    command = ["train", model, data, "--out", out]
+    command += ["--planner", planner] if planner else []
+    command += ["--plan", plan] if plan else []
+    resume = f"$(ls -d {shlex.quote(out)}/checkpoints/step-* >/dev/null 2>&1 && echo --resume)"
+    return _hisac_app(
+        name,
+        "train",
+        _hisac_torchrun(image, j, rdzv_port, [*command, *args], resume if max_retries else ""),
+        j=j,
+        resource=specs.resource(cpu=cpu, gpu=gpu, memMB=memMB, h=h),
+        image=image,
+        env=env,
+        max_retries=max_retries,
+        mounts=mounts,
+        port=rdzv_port,
+    )
+
+
+def evaluate(
+    *args: str,
+    run: str,
+    j: str = "1x1",
+    cpu: int = 2,
+    gpu: int = 0,
+    memMB: int = 8192,
+    h: Optional[str] = None,
+    image: str = "",
+    env: Optional[Dict[str, str]] = None,
+    max_retries: int = 0,
+    mounts: Optional[List[str]] = None,
+    rdzv_port: int = 29500,
+    name: str = "hisac-evaluate",
+) -> specs.AppDef:
+    """Evaluate a run on its test split, on any number of processes.
+
+    Args:
+        args: passed on to hisac-rec evaluate; put them after --
+        run: folder of the run
+        j: {hosts}x{processes per host}; need not be what the run was trained on
+        cpu: CPU cores per host
+        gpu: GPUs per host
+        memMB: memory per host, MB
+        h: named resource of torchx instead of cpu, gpu and memMB
+        image: container image that holds hisac-rec; empty means this Python environment
+        env: environment variables, A=1,B=2
+        max_retries: restarts of the whole job by the scheduler
+        mounts: mounts of the container, type=bind,src=/host,dst=/in/container[,readonly]
+        rdzv_port: port on the first host where the processes meet
+        name: name of the job
+    """
+    return _hisac_app(
+        name,
+        "evaluate",
+        _hisac_torchrun(image, j, rdzv_port, ["evaluate", run, *args], ""),
+        j=j,
+        resource=specs.resource(cpu=cpu, gpu=gpu, memMB=memMB, h=h),
+        image=image,
+        env=env,
+        max_retries=max_retries,
+        mounts=mounts,
+        port=rdzv_port,
+    )
+
+
+def semantic_ids(
+    *args: str,
+    data: str,
+    cpu: int = 2,
+    gpu: int = 0,
+    memMB: int = 8192,
+    h: Optional[str] = None,
+    image: str = "",
+    env: Optional[Dict[str, str]] = None,
+    max_retries: int = 0,
+    mounts: Optional[List[str]] = None,
+    name: str = "hisac-semantic-ids",
+) -> specs.AppDef:
+    """Fit the semantic IDs of a prepared data set, in one process.
+
+    Args:
+        args: passed on to hisac-rec semantic-ids; put them after --
+        data: folder of the prepared data set
+        cpu: CPU cores
+        gpu: GPUs; one is enough
+        memMB: memory, MB
+        h: named resource of torchx instead of cpu, gpu and memMB
+        image: container image that holds hisac-rec; empty means this Python environment
+        env: environment variables, A=1,B=2
+        max_retries: restarts by the scheduler
+        mounts: mounts of the container, type=bind,src=/host,dst=/in/container[,readonly]
+        name: name of the job
+    """
+    command = [_hisac_python(image), "-m", "hisac_rec", "semantic-ids", data, *args]
+    return _hisac_app(
+        name,
+        "semantic_ids",
+        "exec " + " ".join(map(_hisac_quote, command)),
+        j="1x1",
+        resource=specs.resource(cpu=cpu, gpu=gpu, memMB=memMB, h=h),
+        image=image,
+        env=env,
+        max_retries=max_retries,
+        mounts=mounts,
+        port=None,
+    )
+
+
+def _hisac_torchrun(image: str, j: str, rdzv_port: int, command: List[str], unquoted: str) -> str:
+    """Shell line that starts ``hisac-rec`` on every process of one host.
+
+    ``unquoted`` is shell code whose output is one more argument of the command.
+    """
+    _, hosts, processes, nodes = parse_nnodes(j)
+    # Schedulers tell hosts the first one's name in an environment variable whose name the
+    # macro stands for; $$ is torchx's way to write $. One host alone takes any free port.
+    host = f"$${{{macros.rank0_env}:=localhost}}"
+    endpoint = "localhost:0" if hosts == 1 else f"{host}:{rdzv_port}"
+    launcher = [
+        *(_hisac_quote(_hisac_python(image)), "-m", "torch.distributed.run"),
+        *("--nnodes", nodes, "--nproc-per-node", str(processes)),
+        *("--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint),
+        *("--rdzv-id", f"'{macros.app_id}'", "--tee", "3", "--role", "''"),
+        *("-m", "hisac_rec", *map(_hisac_quote, command)),
+    ]
+    # torchx replaces ${app_id} and the like by str.Template; other $ must be doubled.
+    tail = [unquoted.replace("$", "$$")] if unquoted else []
+    return "exec " + " ".join([*launcher, *tail])
+
+
+def _hisac_app(
+    name: str,
+    role: str,
+    shell: str,
+    *,
+    j: str,
+    resource: specs.Resource,
+    image: str,
+    env: Optional[Dict[str, str]],
+    max_retries: int,
+    mounts: Optional[List[str]],
+    port: Optional[int],
+) -> specs.AppDef:
+    min_hosts, hosts, _, _ = parse_nnodes(j)
+    return specs.AppDef(
+        name=name,
+        roles=[
+            specs.Role(
+                name=role,
+                image=image or str(Path.cwd()),
+                entrypoint="bash",
+                args=["-c", shell],
+                env=dict(env or {}),
+                num_replicas=hosts,
+                min_replicas=min_hosts,
+                max_retries=max_retries,
+                # A job without one of its ranks is dead: all start again.
+                retry_policy=specs.RetryPolicy.APPLICATION,
+                resource=resource,
+                port_map={} if port is None else {"c10d": port},
+                mounts=specs.parse_mounts(mounts) if mounts else [],
+            )
+        ],
+    )
+
+
+def _hisac_python(image: str) -> str:
+    """The interpreter of the image; without one, that which runs torchx."""
+    return "python" if image else sys.executable
+
+
+def _hisac_quote(word: str) -> str:
+    return shlex.quote(word).replace("$", "$$")

@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+import ast
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+COMPONENTS = ROOT / "launch" / "components.py"
+
+
+def torchx(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """``torchx`` of this environment, in the repository root, PATH without the environment."""
+    bare = os.pathsep.join(
+        part for part in os.environ["PATH"].split(os.pathsep) if not part.startswith(sys.prefix)
+    )
+    return subprocess.run(
+        [str(Path(sys.executable).with_name("torchx")), *arguments],
+        cwd=ROOT,
+        env=os.environ | {"PATH": bare, "OMP_NUM_THREADS": "1"},
+        check=check,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def dry_run(scheduler: str, component: str, *arguments: str) -> str:
+    """What would be submitted."""
+    shown = torchx(
+        "run", "--dryrun", "-s", scheduler, f"launch/components.py:{component}", *arguments
+    ).stdout
+    return shown.split("=== SCHEDULER REQUEST ===")[1]
+
+
+TRAIN = (
+    *("--model", "hisac", "--data", "/data/my shop", "--out", "/runs/x"),
+    *("--planner", "launch/planners/8xh100.toml", "-j", "2x4"),
+    *("--cpu", "48", "--gpu", "4", "--memMB", "200000"),
+)
+COMMAND = [
+    *("-m", "hisac_rec", "train", "hisac", "/data/my shop", "--out", "/runs/x"),
+    *("--planner", "launch/planners/8xh100.toml", "--set", "train.epochs=1"),
+]
+
+
+def is_this_python(word: str) -> bool:
+    """True for any name of this environment's interpreter."""
+    return Path(word).parent == Path(sys.executable).parent and "python" in Path(word).name
+
+
+def after(words: list[str], flag: str) -> str:
+    return words[words.index(flag) + 1]
+
+
+def test_slurm_gets_one_task_per_host_with_its_resources_and_the_command():
+    script = dry_run("slurm", "train", *TRAIN, "--", "--set", "train.epochs=1")
+    groups = [line for line in script.splitlines() if line.startswith("#SBATCH --job-name")]
+    assert [after(re.split("[ =]", group), "--job-name") for group in groups] == [
+        "train-0",
+        "train-1",
+    ]
+    for group in groups:
+        for option in ("--cpus-per-task=48", "--gpus-per-task=4", "--mem=200000"):
+            assert option in group
+        assert "--ntasks-per-node=1" in group
+    assert "TORCHX_MAX_RETRIES=0" in script
+    shells = re.findall(r"bash -c (.*?)(?: :\\)?\n", script)
+    assert len(shells) == 2
+    for shell in shells:
+        (line,) = shlex.split(shell)
+        words = shlex.split(line)
+        assert is_this_python(words[1])
+        assert words[2:4] == ["-m", "torch.distributed.run"]
+        assert after(words, "--nnodes") == "2"
+        assert after(words, "--nproc-per-node") == "4"
+        endpoint = after(words, "--rdzv-endpoint")
+        assert endpoint == "${SLURM_JOB_NODELIST_HET_GROUP_0:=localhost}:29500"
+        assert words[-len(COMMAND) :] == COMMAND
+
+
+def test_a_retried_slurm_job_goes_on_from_its_checkpoint(tmp_path: Path):
+    out = tmp_path / "my run"
+    arguments = ("--model", "hisac", "--data", "d", "--out", str(out))
+    script = dry_run("slurm", "train", *arguments, "--max_retries", "3")
+    assert "TORCHX_MAX_RETRIES=3" in script
+    (shell,) = re.findall(r"bash -c (.*)\n", script)
+    (line,) = shlex.split(shell)
+    # The shell line itself, with the launcher replaced by something that prints its arguments.
+    printed = re.sub(r"^exec \S+", r"printf '%s\\n'", line)
+
+    def words() -> list[str]:
+        done = subprocess.run(["bash", "-c", printed], check=True, capture_output=True, text=True)
+        return done.stdout.splitlines()
+
+    assert words()[-2:] == ["--out", str(out)]
+    (out / "checkpoints" / "step-000100").mkdir(parents=True)
+    assert words()[-3:] == ["--out", str(out), "--resume"]
+
+
+def test_kubernetes_gets_the_image_the_command_and_the_resources():
+    job = yaml.safe_load(
+        dry_run(
+            *("kubernetes", "train", *TRAIN, "--image", "example/hisac:1"),
+            *("--env", "NCCL_DEBUG=INFO", "--max_retries", "2"),
+            *("--mounts", "type=bind,src=/data,dst=/data,readonly"),
+            *("--", "--set", "train.epochs=1"),
+        )
+    )
+    assert job["kind"] == "Job"
+    assert job["spec"]["queue"] == "default"  # from .torchxconfig
+    assert job["spec"]["maxRetry"] == 2
+    tasks = job["spec"]["tasks"]
+    assert [task["name"] for task in tasks] == ["train-0", "train-1"]
+    hosts = ("TORCHX_RANK0_HOST", "VC_TRAIN_0_HOSTS")
+    for task, host in zip(tasks, hosts, strict=True):
+        assert task["replicas"] == task["minAvailable"] == 1
+        (container,) = task["template"]["spec"]["containers"]
+        assert container["image"] == "example/hisac:1"
+        assert container["command"][:2] == ["bash", "-c"]
+        words = shlex.split(container["command"][2].split(" $(ls")[0])
+        assert words[:4] == ["exec", "python", "-m", "torch.distributed.run"]
+        assert after(words, "--rdzv-endpoint") == f"${{{host}:=localhost}}:29500"
+        assert words[-len(COMMAND) :] == COMMAND
+        assert container["resources"]["limits"] == {
+            "cpu": "48000m",
+            "memory": "200000M",
+            "nvidia.com/gpu": "4",
+        }
+        environment = {entry["name"]: entry["value"] for entry in container["env"]}
+        assert environment["NCCL_DEBUG"] == "INFO"
+        mounts = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
+        assert mounts["/data"]["readOnly"] is True
+        assert "/dev/shm" in mounts
+
+
+def test_evaluate_and_semantic_ids_render_too():
+    (shell,) = re.findall(
+        r"bash -c (.*)\n", dry_run("slurm", "evaluate", "--run", "/runs/x", "-j", "1x8")
+    )
+    words = shlex.split(shlex.split(shell)[0])
+    assert words[-4:] == ["-m", "hisac_rec", "evaluate", "/runs/x"]
+    assert after(words, "--nproc-per-node") == "8"
+    assert after(words, "--rdzv-endpoint") == "localhost:0"
+    (shell,) = re.findall(
+        r"bash -c (.*)\n",
+        dry_run("slurm", "semantic_ids", "--data", "d", "--", "--set", "codes=[8, 4]"),
+    )
+    words = shlex.split(shlex.split(shell)[0])
+    assert is_this_python(words[1])
+    assert words[2:] == ["-m", "hisac_rec", "semantic-ids", "d", "--set", "codes=[8, 4]"]
+
+
+def test_a_dollar_in_an_argument_stays_a_dollar():
+    (shell,) = re.findall(
+        r"bash -c (.*)\n", dry_run("slurm", "evaluate", "--run", "/runs/$HOME $$ `ls`")
+    )
+    words = shlex.split(shlex.split(shell)[0])
+    assert words[-1] == "/runs/$HOME $$ `ls`"
+
+
+def test_a_missing_argument_is_an_error():
+    done = torchx(
+        *("run", "--dryrun", "-s", "local_cwd", "launch/components.py:train", "--model", "hisac"),
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "--data" in done.stderr
+
+
+def test_the_component_file_needs_torchx_alone():
+    tree = ast.parse(COMPONENTS.read_text())
+    imported = {
+        (node.module if isinstance(node, ast.ImportFrom) else node.names[0].name).split(".")[0]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+    }
+    assert imported <= {*sys.stdlib_module_names, "torchx"}
+    loaded = subprocess.run(
+        [sys.executable, "-c", "import runpy, sys; runpy.run_path(sys.argv[1]); "
+         "print('torch' in sys.modules)", str(COMPONENTS)],
+        check=True,
+        capture_output=True,
+        text=True,
+    )  # fmt: skip
+    assert loaded.stdout.strip() == "False"
