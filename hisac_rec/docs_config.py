@@ -8,6 +8,7 @@ kind of file that a person writes; so the page cannot say anything else than the
 
 from __future__ import annotations
 
+import argparse
 import re
 import sys
 from collections.abc import Iterator
@@ -212,13 +213,19 @@ def _prose(docstring: str) -> str:
 
 
 def main() -> None:
-    """Write the page to the path given."""
-    if len(sys.argv) != 2:
-        sys.exit("usage: python -m hisac_rec.docs_config docs/configuration.md")
-    path = Path(sys.argv[1])
-    fresh = path.with_name(f".{path.name}.new")
+    """Write the page to the path given; with ``--check`` only say whether it is stale."""
+    parser = argparse.ArgumentParser(description="Write the configuration reference.")
+    parser.add_argument("page", type=Path)
+    parser.add_argument("--check", action="store_true", help="write nothing; fail where stale")
+    given = parser.parse_args()
+    page: Path = given.page
+    if given.check:
+        if not page.is_file() or page.read_text(encoding="utf-8") != render():
+            sys.exit(f"{page}: stale; run `make docs`")
+        return
+    fresh = page.with_name(f".{page.name}.new")
     fresh.write_text(render(), encoding="utf-8")
-    fresh.replace(path)
+    fresh.replace(page)
 
 
 if __name__ == "__main__":

@@ -123,11 +123,12 @@ def install_command(build: Build) -> str:
         return f"{sys.executable} {script} runtime --device {build}"
     pip = f"{sys.executable} -m pip"
     clear = f"{pip} uninstall --yes fbgemm-gpu fbgemm-gpu-cpu"
-    flags, fbgemm = ("", "fbgemm-gpu") if build == "cuda" else ("--no-deps ", "fbgemm-gpu-cpu")
-    return (
-        f"{clear}; {pip} install {flags}torch=={good.torch} {fbgemm}=={good.fbgemm} "
-        f"torchrec=={good.torchrec}"
-    )
+    if build == "cuda":
+        exact = f"torch=={good.torch} fbgemm-gpu=={good.fbgemm} torchrec=={good.torchrec}"
+        return f"{clear}; {pip} install {exact}"
+    # torchrec declares the CUDA build of fbgemm, which a CPU machine must not get.
+    exact = f"fbgemm-gpu-cpu=={good.fbgemm} torchrec=={good.torchrec}"
+    return f"{clear}; {pip} install torch=={good.torch}; {pip} install --no-deps {exact}"
 
 
 def judge_stack(stack: Stack, gpus: int) -> list[Finding]:
