@@ -23,7 +23,7 @@ demo: $(RUNTIME) ## see it work: synthetic data, training, evaluation, a table
 	$(BIN)/hisac-rec demo
 
 test: lint types ## style, types, tests with coverage: what CI runs
-	$(BIN)/pytest --cov
+	$(BIN)/pytest --cov=hisac_rec
 
 test-slow: $(DEV) ## the tests that take minutes
 	$(BIN)/pytest -m slow
