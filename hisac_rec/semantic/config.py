@@ -85,6 +85,8 @@ class SemanticIdConfig(Strict):
     """Of everything random here."""
     iterations: int = Field(default=50, ge=1)
     """At most this many k-means passes per level; it stops when no item moves."""
+    restarts: int = Field(default=5, ge=1)
+    """Seedings of k-means tried per level; the best is kept."""
     fit_sample: int = Field(default=262_144, ge=2)
     """Fit the quantiser on at most this many items, drawn at random; all are encoded."""
     vector_dtype: Literal["float16", "float32"] = "float16"

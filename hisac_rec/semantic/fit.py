@@ -48,7 +48,7 @@ def make_quantiser(config: SemanticIdConfig, device: torch.device | str = "cpu")
     """The quantiser that the settings name."""
     if config.method == "rqvae":
         return RqVae(config.codes, config.rqvae, config.seed, device)
-    return ResidualKMeans(config.codes, config.iterations, config.seed, device)
+    return ResidualKMeans(config.codes, config.iterations, config.restarts, config.seed, device)
 
 
 def fit_semantic_ids(

@@ -28,6 +28,8 @@ from hisac_rec.semantic.residual_kmeans import kmeans
 
 SEEDING_PASSES = 10
 """K-means passes that seed each level before training."""
+SEEDINGS = 3
+"""Seedings of that k-means."""
 EMBED_ROWS = 65_536
 """Items that go through encoder or decoder at once."""
 
@@ -112,7 +114,7 @@ class RqVae(Quantiser):
         residual = self._through(self.encoder, source)
         levels = []
         for count in self.codes:
-            words = kmeans(residual, count, SEEDING_PASSES, generator)
+            words = kmeans(residual, count, SEEDING_PASSES, generator, SEEDINGS)
             residual = residual - words[nearest(residual, words)[0]]
             levels.append(_Level(words, self.config.decay))
         return levels

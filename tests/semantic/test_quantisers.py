@@ -124,6 +124,21 @@ def test_rqvae_revives_dead_codes() -> None:
     assert usage[0.8] > 100
 
 
+def test_restarts_find_what_one_seeding_misses() -> None:
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.randn(40, 8, generator=generator)
+    points = centres.repeat(30, 1) + 0.1 * torch.randn(1200, 8, generator=generator)
+
+    def mean_error(restarts: int) -> float:
+        errors = []
+        for seed in range(8):
+            words = kmeans(points, 40, 50, torch.Generator().manual_seed(seed), restarts)
+            errors.append(nearest(points, words)[1].mean().item())
+        return sum(errors) / len(errors)
+
+    assert mean_error(5) < mean_error(1)
+
+
 def test_kmeans_revives_empty_centres() -> None:
     points = torch.cat([torch.zeros(500, 2), torch.eye(2), 5 * torch.eye(2)])
     generator = torch.Generator().manual_seed(0)
