@@ -12,7 +12,7 @@ from rich.text import Text
 from hisac_rec.planning.plan_io import Plan, TablePlan
 from hisac_rec.planning.units import GIB, human_bytes
 
-WIDTH = 130
+WIDTH = 150
 """Columns that the table needs; where there is no terminal, take this many."""
 
 _SHORT_TYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}

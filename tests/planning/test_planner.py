@@ -99,13 +99,22 @@ def test_a_billion_items_do_not_fit_eight_gpus_and_the_message_says_what_does_no
     with pytest.raises(UserError) as error:
         make_plan(Billion(), config, requests_per_rank=64, pooling_factors=LONG)
     message = str(error.value)
-    assert "8 ranks x 63.2 GiB of HBM (hbm_gib less 20 % reserve)" in message
+    assert "8 ranks x 63.2 GiB of HBM (hbm_gib), less 20 % reserve" in message
     assert "the tables need at least 7" in message  # about 770 GB: items, users, semantics
     assert "there are 505.6 GiB" in message
     assert "largest tables: 'item' " in message
     assert "476.8 GiB of weights" in message
     assert "fused_uvm_caching" in message
     assert "requests per rank (now 64)" in message
+
+
+def test_main_memory_counts_where_the_rules_allow_it(planner_config):
+    with pytest.raises(UserError) as error:
+        make_plan(Billion(), planner_config("1xh100"), requests_per_rank=64, pooling_factors=LONG)
+    message = str(error.value)
+    assert "1 rank x 63.2 GiB of HBM (hbm_gib) and 160.0 GiB of main memory" in message
+    assert "the tables need at least 7" in message
+    assert "fused_uvm_caching" not in message  # allowed already
 
 
 def test_a_billion_items_fit_eight_gpus_through_main_memory(planner_config):
