@@ -35,7 +35,7 @@ def run(
 ) -> None:
     """Make a data set from raw events, or from the synthetic generator.
 
-    Examples:
+    **Examples**
         hisac-rec prepare synthetic --out data/synthetic
 
         hisac-rec prepare synthetic --out data/long --set synthetic.length_median=6000

@@ -165,7 +165,7 @@ def cut(block: EventBlock, split: int, rules: CutRules, visible: Ints) -> SplitR
     first = rows[starts]  # [R] event that opens each request
     request_user = block.user[first]
     user_starts = _run_starts(request_user)  # [U] into requests
-    user_ends = np.append(user_starts[1:], len(first)) - 1
+    user_ends = np.append(user_starts, len(first))[1:] - 1
     requests_of_user = user_ends - user_starts + 1
 
     end = visible[first]

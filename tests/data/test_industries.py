@@ -1,0 +1,76 @@
+"""Event logs of other industries become data sets by a definition alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from hisac_rec.config import validate
+from hisac_rec.data.contract import PreparedData
+from hisac_rec.data.definition import DatasetDefinition
+from hisac_rec.data.prepare import prepare
+
+VIDEO = {  # impressions with a clock, earlier histories in another file as lists
+    "name": "short-video",
+    "source": {
+        "files": ["val.parquet", "test.parquet", "user_sequences.parquet"],
+        "events": """
+            SELECT user_id AS user, video_id AS item, time_ms // 1000 AS time,
+                CASE WHEN long_view = 1 THEN 'long' WHEN is_click = 1 THEN 'click' ELSE 'shown' END
+                    AS type, 0 AS sequence, is_click
+            FROM read_parquet(['{raw}/val.parquet', '{raw}/test.parquet'], union_by_name = true)
+            UNION ALL
+            SELECT user_id, unnest(watch_seq), last_time_ms // 1000 - 1, 'before',
+                generate_subscripts(watch_seq, 1), 0
+            FROM '{raw}/user_sequences.parquet'""",
+        "users": """SELECT user_id AS user, user_active_degree
+            FROM '{raw}/user_features.parquet'""",
+    },
+    "history": {"where": "is_click = 1 OR type = 'before'"},
+    "requests": {"where": "type <> 'before'", "label": "is_click", "group": "time // 1800"},
+    "split": {"by": "time", "valid_from": 1651200000, "test_from": 1651600000},
+}
+
+RETAIL = {  # purchases, returns as negative quantities, baskets by invoice, no catalogue
+    "name": "retail",
+    "source": {
+        "files": ["online-retail.csv.gz"],
+        "events": """
+            SELECT CustomerID::INTEGER AS user, StockCode AS item, Quantity > 0 AS kept,
+                epoch(strptime(InvoiceDate::VARCHAR, '%Y-%m-%d %H:%M:%S'))::BIGINT AS time,
+                InvoiceNo AS basket
+            FROM read_csv('{raw}/online-retail.csv.gz')
+            WHERE CustomerID IS NOT NULL""",
+        "items": """SELECT StockCode AS item, arg_min(Description, InvoiceDate) AS text
+            FROM read_csv('{raw}/online-retail.csv.gz') GROUP BY 1""",
+    },
+    "history": {"where": "kept", "min_events": 3},
+    "requests": {"label": "kept", "group": "basket"},
+    "split": {"by": "time", "valid_from": 1317427200, "test_from": 1320105600},
+}
+
+
+def made(definition: dict[str, Any], raw: Path, out: Path) -> PreparedData:
+    return prepare(validate(DatasetDefinition, definition, "test.toml"), out, raw=raw)
+
+
+def test_short_video(shared_data: Path, tmp_path: Path) -> None:
+    data = made(VIDEO, shared_data / "kuairand-pure-slice", tmp_path / "out")
+    counts = data.manifest.splits.values()
+    assert sum(split.candidates for split in counts) == 228_329  # every impression, once
+    assert data.manifest.event_types == ["before", "click", "long"]
+    assert [f.name for f in data.manifest.user_features] == ["user_active_degree"]
+    assert data.stats.candidates_max > 5
+    row = pq.read_table(data.root / "train").slice(0, 1).to_pylist()[0]
+    assert row["history_type"][0] == 0
+    assert row["requests"][0]["history_end"] >= row["history_type"].count(0)
+
+
+def test_retail_baskets(shared_data: Path, tmp_path: Path) -> None:
+    data = made(RETAIL, shared_data / "online-retail", tmp_path / "out")
+    assert data.manifest.has_text
+    assert data.manifest.splits["train"].users > 2000
+    assert data.stats.candidates_mean > 5  # lines of a basket
+    assert data.manifest.splits["test"].positives / data.manifest.splits["test"].candidates > 0.9
