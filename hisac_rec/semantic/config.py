@@ -34,7 +34,7 @@ class CollaborativeConfig(Strict):
     max_users: int = Field(default=1_000_000, ge=1)
     """At most this many training users are used (a seeded sample): memory is about 12 bytes
     per (user, item) pair."""
-    spectrum: float = Field(default=0.5, ge=0.0, le=2.0)
+    spectrum: float = Field(default=1.0, ge=0.0, le=2.0)
     """Power of the singular values: 0 whitens the factors, 1 keeps the matrix's own scale."""
 
 
