@@ -32,7 +32,8 @@ from hisac_rec.data.contract import Feature, Split
 from hisac_rec.data.definition import SyntheticConfig
 from hisac_rec.data.source import Catalogue
 
-CHUNK_USERS = 512
+CHUNK_USERS, CHUNK_EVENTS = 512, 1_000_000
+"""Users made at once: at most the first, fewer where histories are long."""
 START = 1_700_000_000
 PERIOD = 90 * 86_400
 EVENT_GAP = 30
@@ -73,10 +74,11 @@ class SyntheticSource:
         return CutRules()
 
     def blocks(self) -> Iterator[EventBlock]:
-        """Histories and requests, ``CHUNK_USERS`` users at a time."""
-        for chunk, first in enumerate(range(1, self.users, CHUNK_USERS)):
+        """Histories and requests, a chunk of users at a time."""
+        size = min(max(CHUNK_EVENTS // self.config.length_median, 1), CHUNK_USERS)
+        for chunk, first in enumerate(range(1, self.users, size)):
             rng = np.random.default_rng([self.config.seed, 1 + chunk])
-            yield self._block(rng, np.arange(first, min(first + CHUNK_USERS, self.users)))
+            yield self._block(rng, np.arange(first, min(first + size, self.users)))
 
     def catalogue(self, seen: NDArray[np.bool_]) -> Catalogue:
         """Items: noisy ``category`` (all known in the training period) and ``content``."""
