@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import re
 import shlex
@@ -8,7 +9,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pytest
 import yaml
+from builders import write_prepared
+
+from hisac_rec.planning.plan_io import load_plan
+from hisac_rec.semantic.config import SemanticIdConfig
+from hisac_rec.semantic.fit import fit_semantic_ids
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPONENTS = ROOT / "launch" / "components.py"
@@ -189,3 +197,39 @@ def test_the_component_file_needs_torchx_alone():
         text=True,
     )  # fmt: skip
     assert loaded.stdout.strip() == "False"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small prepared data set with semantic ids."""
+    content = np.random.default_rng(0).normal(size=(60, 6))
+    prepared = write_prepared(
+        tmp_path_factory.mktemp("launch") / "my data", items=60, users=40, content=content
+    )
+    fit_semantic_ids(prepared, SemanticIdConfig(source="content", codes=[4, 3]), "cpu")
+    return prepared.root
+
+
+@pytest.mark.distributed
+def test_a_job_of_two_processes_trains_on_this_machine(data: Path, tmp_path: Path):
+    out = tmp_path / "my run"
+    done = torchx(
+        *("run", "-s", "local_cwd", "launch/components.py:train", "-j", "1x2"),
+        *("--model", "models/hisac.toml", "--data", str(data), "--out", str(out)),
+        *("--planner", "2xcpu", "--", "--set", "train.epochs=1"),
+    )
+    assert "Job finished: SUCCEEDED" in done.stderr
+    assert load_plan(out / "plan.json").world_size == 2
+    assert json.loads((out / "run.json").read_text())["world_size"] == 2
+    assert list((out / "checkpoints").glob("step-*"))
+
+
+@pytest.mark.distributed
+def test_a_job_that_fails_says_why_and_exits_with_an_error(tmp_path: Path):
+    done = torchx(
+        *("run", "-s", "local_cwd", "launch/components.py:semantic_ids"),
+        *("--data", str(tmp_path / "nothing")),
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "nothing: not a prepared data set" in done.stderr
