@@ -302,3 +302,31 @@ def test_values_beyond_float16_are_refused(tmp_path: Path) -> None:
     data = write_prepared(tmp_path, items=ITEMS, content=contents() * 1e6)
     with pytest.raises(UserError, match="vector_dtype"):
         fit(data, "normalise=false")
+
+
+def test_too_little_to_factorise_is_said(tmp_path: Path) -> None:
+    data = write_prepared(tmp_path, items=ITEMS, rows={"train": group_rows(1, users=2)})
+    with pytest.raises(UserError, match="too little for source = 'collaborative'"):
+        fit(data, "source=collaborative")
+
+
+def test_a_damaged_training_file_is_named(data: PreparedData) -> None:
+    path = data.root / "train" / "part-00001.parquet"
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(UserError, match=r"part-00001\.parquet: damaged Parquet file"):
+        fit(data, "source=collaborative")
+
+
+def test_an_item_outside_the_table_is_named(tmp_path: Path) -> None:
+    rows = group_rows(1)
+    rows[-1]["history_item"][0] = ITEMS
+    data = write_prepared(tmp_path, items=ITEMS, rows={"train": rows})
+    with pytest.raises(UserError, match=f"part-00001.*item {ITEMS} is outside the item table"):
+        fit(data, "source=collaborative")
+
+
+def test_a_fit_on_a_sample_encodes_all(data: PreparedData) -> None:
+    fit(data, "fit_sample=20")
+    semantics = load_semantics(data)
+    assert len(semantics.codes) == ITEMS
+    assert purity(semantics.codes[:, 0], np.arange(1, ITEMS)) > 0.9
