@@ -22,6 +22,9 @@ from hisac_rec.errors import UserError
 COMMANDS = ("doctor", "prepare", "semantic-ids", "plan", "train", "evaluate", "demo")
 """In the order in which a newcomer meets them."""
 
+LIBRARIES = ("torchrec", "torch", "fbgemm_gpu", "matplotlib", "root")
+"""Loggers whose every-day lines are shown with --verbose alone."""
+
 log = logging.getLogger("hisac_rec")
 
 app = typer.Typer(
@@ -63,6 +66,9 @@ def _root(
         stream=sys.stderr,
         force=True,
     )
+    if not verbose:
+        for name in LIBRARIES:
+            logging.getLogger(name).setLevel(logging.WARNING)
 
 
 for _name in COMMANDS:

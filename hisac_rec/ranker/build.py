@@ -70,15 +70,13 @@ def build_ranker(
     Args:
         config: the resolved model file.
         schema: of :func:`ranker_schema`.
-        device: of the tables; "meta" allocates nothing there. Dense parts are on the CPU
-            unless the device is "meta".
+        device: of the tables; "meta" allocates nothing for them. The dense part is on the CPU.
     """
     spec = schema.spec
     table_device = torch.device(device)
     shape = MethodShape(config.tables.dim, schema.codebook, spec.vector_dim)
-    with torch.device("meta" if table_device.type == "meta" else "cpu"):
-        method = find_method(config.method)(config.method_config(), shape)
-        dense = DenseRanker(config.ranker, spec, method, config.tables.dim)
+    method = find_method(config.method)(config.method_config(), shape)
+    dense = DenseRanker(config.ranker, spec, method, config.tables.dim)
     return Ranker(
         trained_tables(spec, config.tables, table_device),
         frozen_vectors(spec, table_device) if spec.vector_sides else None,

@@ -138,8 +138,11 @@ class Ranker(nn.Module):
         self.has_vectors = vectors is not None
         self.head = _Head(dense, precision)
 
-    def forward(self, batch: RequestBatch) -> tuple[Tensor, Tensor]:
-        """(loss [], logits [N]); the loss is the sum over candidates times ``loss_scale``."""
+    def forward(self, batch: RequestBatch) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """(loss [], (loss [], logits [N])): what to differentiate, and what to look at.
+
+        The loss is the sum over candidates times ``loss_scale``.
+        """
         rows = self.tables(batch.features)
         vectors = self.vectors(batch.semantics) if self.has_vectors else None
         return self.head(batch, rows, vectors)
@@ -158,12 +161,13 @@ class _Head(nn.Module):
         batch: RequestBatch,
         rows: dict[str, JaggedTensor],
         vectors: dict[str, JaggedTensor] | None,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         device = batch.labels.device.type
         with torch.autocast(device, dtype=torch.bfloat16, enabled=self.bf16):
             logits = self.dense(batch, rows, vectors)
         losses = functional.binary_cross_entropy_with_logits(logits, batch.labels, reduction="sum")
-        return losses * batch.loss_scale, logits.detach()
+        loss = losses * batch.loss_scale
+        return loss, (loss.detach(), logits.detach())
 
 
 def _mean(events: Tensor, filled: Tensor) -> Tensor:

@@ -1,0 +1,75 @@
+"""``hisac-rec evaluate``: exact metrics of a trained run on a split."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def run(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a trained run.")],
+    data: Annotated[
+        Path | None, typer.Option(help="The prepared data set, where it has moved.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="train, valid or test.")] = "test",
+    checkpoint: Annotated[str, typer.Option(help="best, last, or a step.")] = "best",
+    against: Annotated[
+        list[Path] | None, typer.Option(help="Another run to show beside it; may be repeated.")
+    ] = None,
+    planner: Annotated[
+        str | None, typer.Option(help="Planner config, or the name of a shipped one.")
+    ] = None,
+    draws: Annotated[int, typer.Option(min=0, help="Bootstrap draws over users.")] = 200,
+) -> None:
+    """Predict a split and report AUC, GAUC, logloss and calibration with intervals.
+
+    Always beside the item's mean label and item mean plus user mean, sliced by history
+    length, popularity and item age. Other runs given with --against must have been
+    evaluated on the same split before.
+
+    **Examples**
+
+        hisac-rec evaluate runs/hisac
+
+        hisac-rec evaluate runs/hisac --against runs/no_history --split valid
+
+        torchrun --nproc_per_node 2 -m hisac_rec evaluate runs/hisac
+    """
+    from hisac_rec.config import load_config
+    from hisac_rec.data.contract import SPLITS
+    from hisac_rec.doctor import check_stack
+    from hisac_rec.errors import UserError, did_you_mean
+    from hisac_rec.evaluation.table import print_report
+    from hisac_rec.planning.config import PlannerConfig
+    from hisac_rec.shipped import find_config
+    from hisac_rec.train.run import RunFolder
+
+    if split not in SPLITS:
+        raise UserError(f"--split {split}: no such split{did_you_mean(split, SPLITS)}")
+    check_stack()
+    folder = RunFolder(run_folder)
+    others = {other.config().name: other for other in map(RunFolder, against or [])}
+    folder.config()
+    prepared = folder.data(data)
+    where = None
+    if planner is not None:
+        where = load_config(PlannerConfig, find_config("launch/planners", planner))
+
+    from hisac_rec.train.distributed import process_group
+    from hisac_rec.train.evaluate import evaluate_run, write_predictions
+
+    with process_group() as ranks:
+        write_predictions(
+            folder,
+            prepared,
+            ranks,
+            split=split,  # type: ignore[arg-type]
+            checkpoint=checkpoint,
+            planner=where,
+        )
+        first = ranks.first
+    if first:
+        report = evaluate_run(folder, prepared, split=split, against=others, draws=draws)  # type: ignore[arg-type]
+        print_report(report)

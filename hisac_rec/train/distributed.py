@@ -1,0 +1,80 @@
+"""Process groups: started by torchrun (and so by torchx), or one process on its own.
+
+The environment that torchrun sets (RANK, WORLD_SIZE, ...) is its interface, not a setting
+of ours; nothing else is read from the environment.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+TIMEOUT = timedelta(minutes=10)
+"""A collective that waits longer than this for a rank fails on all others."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """A process among its peers.
+
+    Args:
+        rank: global rank.
+        world_size: number of ranks.
+        per_host: ranks on each host.
+        device: where this rank computes.
+    """
+
+    rank: int
+    world_size: int
+    per_host: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        """True on rank 0, which talks and writes."""
+        return self.rank == 0
+
+
+@contextmanager
+def process_group() -> Iterator[Ranks]:
+    """Join the job's process group, and leave it at the end.
+
+    GPUs use NCCL for device tensors; host tensors always go over gloo.
+    """
+    launched = "WORLD_SIZE" in os.environ and "RANK" in os.environ
+    local_rank = int(os.environ.get("LOCAL_RANK", 0)) if launched else 0
+    if torch.cuda.is_available():
+        device = torch.device("cuda", local_rank)
+        torch.cuda.set_device(device)
+        backend = "cpu:gloo,cuda:nccl"
+    else:
+        device = torch.device("cpu")
+        backend = "gloo"
+    if launched:
+        dist.init_process_group(backend, timeout=TIMEOUT)
+    else:
+        dist.init_process_group(
+            backend, store=dist.HashStore(), rank=0, world_size=1, timeout=TIMEOUT
+        )
+    if dist.get_rank() != 0:
+        logging.getLogger().setLevel(logging.WARNING)
+    try:
+        world_size = dist.get_world_size()
+        per_host = int(os.environ.get("LOCAL_WORLD_SIZE", world_size)) if launched else 1
+        yield Ranks(dist.get_rank(), world_size, per_host, device)
+    finally:
+        dist.destroy_process_group()
+
+
+def sum_over_ranks(values: list[float]) -> list[float]:
+    """Element-wise sum over all ranks, of a few host numbers."""
+    tensor = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(tensor)
+    return tensor.tolist()

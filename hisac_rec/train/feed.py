@@ -1,0 +1,128 @@
+"""Feed batches to the pipeline so that ranks with unequal data stay in step.
+
+Every rank calls :class:`Feeder` equally often. Before each batch the ranks add up how many
+candidates they hold; a rank that has run out works on an empty batch until that sum is
+zero, and then all stop together. The same sum scales the loss, so that a step's gradient
+is the mean over the candidates of all ranks, however they are dealt out.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+from hisac_rec.data.batch import RequestBatch
+
+T = TypeVar("T")
+_END = object()
+
+
+@dataclass(frozen=True)
+class Fed:
+    """A batch in flight.
+
+    Args:
+        batch: on the host.
+        candidates: over all ranks.
+        waited: seconds this rank waited for its data.
+    """
+
+    batch: RequestBatch
+    candidates: int
+    waited: float
+
+
+class Feeder(Iterator[RequestBatch]):
+    """Iterator for ``TrainPipelineSparseDist.progress``; batches come out in step.
+
+    Args:
+        batches: this rank's batches.
+        empty: makes the batch of a rank that has run out.
+        world_size: number of ranks.
+        group: a group of its own for the counts, so that they never mix with the model's
+            collectives; None on one rank.
+    """
+
+    def __init__(
+        self,
+        batches: Iterable[RequestBatch],
+        empty: Callable[[], RequestBatch],
+        world_size: int,
+        group: dist.ProcessGroup | None,
+    ) -> None:
+        self._batches = iter(batches)
+        self._empty = empty
+        self._world_size = world_size
+        self._group = group
+        self._in_flight: deque[Fed] = deque()
+        self._ended = False
+
+    def __next__(self) -> RequestBatch:
+        """The next batch, with its ``loss_scale`` set; stops on all ranks at once."""
+        if self._ended:
+            raise StopIteration
+        start = time.perf_counter()
+        batch = next(self._batches, None)
+        waited = time.perf_counter() - start
+        count = torch.tensor([batch.num_candidates if batch is not None else 0])
+        if self._group is not None:
+            dist.all_reduce(count, group=self._group)
+        candidates = int(count)
+        if not candidates:
+            self._ended = True
+            raise StopIteration
+        if batch is None:
+            batch = self._empty()
+        batch = batch.with_loss_scale(self._world_size / candidates)
+        self._in_flight.append(Fed(batch, candidates, waited))
+        return batch
+
+    def finished(self) -> Fed:
+        """The batch that the pipeline has just finished (they finish in order)."""
+        return self._in_flight.popleft()
+
+
+def in_background(source: Iterable[T], ahead: int = 4) -> Iterator[T]:
+    """Iterate ``source`` in a thread, at most ``ahead`` items in advance.
+
+    An exception of the source is raised here, in the consumer. Leaving early stops the thread.
+    """
+    items: queue.Queue[object] = queue.Queue(maxsize=ahead)
+    stop = threading.Event()
+
+    def put(item: object) -> bool:
+        while not stop.is_set():
+            try:
+                items.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def work() -> None:
+        try:
+            for item in source:
+                if not put(item):
+                    return
+            put(_END)
+        except BaseException as error:  # handed over, not swallowed
+            put(error)
+
+    thread = threading.Thread(target=work, name="loader", daemon=True)
+    thread.start()
+    try:
+        while (item := items.get()) is not _END:
+            if isinstance(item, BaseException):
+                raise item
+            yield item  # type: ignore[misc]
+    finally:
+        stop.set()
+        thread.join()

@@ -1,0 +1,155 @@
+"""What training and evaluation share: data, model file, plan and the sharded model."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+from torchrec.distributed.model_parallel import DistributedModelParallel
+
+from hisac_rec.data.contract import PreparedData
+from hisac_rec.data.inputs import InputSpec
+from hisac_rec.data.items import ItemStore, load_items
+from hisac_rec.planning.config import PlannerConfig, TopologyConfig
+from hisac_rec.planning.plan_io import Plan, check_plan, load_plan
+from hisac_rec.planning.planner import default_sharders, make_plan
+from hisac_rec.ranker.build import RankerSchema, build_ranker, optional_semantics, ranker_schema
+from hisac_rec.ranker.config import ModelConfig
+from hisac_rec.ranker.ranker import Ranker
+from hisac_rec.semantic.store import Semantics
+from hisac_rec.train.distributed import Ranks
+from hisac_rec.train.optim import attach_sparse_optimizer
+from hisac_rec.train.tables import fill_tables
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A model file resolved against a data set."""
+
+    config: ModelConfig
+    data: PreparedData
+    semantics: Semantics | None
+    schema: RankerSchema
+    items: ItemStore
+
+    @property
+    def spec(self) -> InputSpec:
+        """Lookups of the model."""
+        return self.schema.spec
+
+    def unsharded(self) -> Ranker:
+        """The ranker with its tables on the meta device and its optimiser attached."""
+        torch.manual_seed(self.config.train.seed)
+        ranker = build_ranker(self.config, self.schema, "meta")
+        # The dense part is real: only tables are too large to be built before sharding.
+        attach_sparse_optimizer(ranker.tables, self.config.train)
+        return ranker
+
+    def pooling_factors(self) -> dict[str, float]:
+        """Lookup key -> mean values per request, measured on the training split."""
+        return pooling_factors(self.spec, self.data)
+
+
+def open_job(config: ModelConfig, data: PreparedData) -> Job:
+    """Resolve a model file against a data set.
+
+    Raises:
+        UserError: the data lacks what the model asks for.
+    """
+    semantics = optional_semantics(data)
+    schema = ranker_schema(config, data, semantics)
+    codes = semantics.codes if semantics else None
+    return Job(config, data, semantics, schema, load_items(data, schema.spec, codes))
+
+
+def pooling_factors(spec: InputSpec, data: PreparedData) -> dict[str, float]:
+    """Lookup key -> mean values per request, from the data set's stats."""
+    stats = data.stats
+    history = stats.history_length_mean
+    if spec.max_history is not None:
+        history = min(history, float(spec.max_history))
+    per_request = {"user": 1.0, "history": history, "candidate": stats.candidates_mean}
+    factors = {
+        lookup.key: per_request[lookup.side]
+        * stats.feature_values_mean.get(lookup.column if lookup.multi else "", 1.0)
+        for lookup in spec.lookups
+    }
+    return factors | {f"{side}.vector": per_request[side] for side in spec.vector_sides}
+
+
+def resolve_plan(job: Job, ranks: Ranks, source: Path | PlannerConfig | None) -> Plan:
+    """The sharding plan to run: a saved one, or one made now.
+
+    Args:
+        job: what is to be sharded.
+        ranks: this process.
+        source: a saved plan (JSON), a planner config, or None for this machine's devices.
+
+    Raises:
+        UserError: the plan is for another model or world size, or does not fit.
+    """
+    model = job.unsharded()
+    if isinstance(source, Path):
+        plan = load_plan(source)
+        check_plan(plan, model, world_size=ranks.world_size, source=str(source))
+        return plan
+    planner = source or this_machine(ranks)
+    # Planning is deterministic, so every rank plans: a refusal reaches all of them at once,
+    # where a broadcast would leave the others waiting for a rank 0 that has failed.
+    plan = make_plan(
+        model,
+        planner,
+        requests_per_rank=requests_per_rank(job, planner.topology.world_size),
+        pooling_factors=job.pooling_factors(),
+    )
+    check_plan(plan, model, world_size=ranks.world_size, source="planner config")
+    return plan
+
+
+def requests_per_rank(job: Job, world_size: int) -> int:
+    """Requests of a mean batch on one rank, as the loader's budgets give it."""
+    loader, stats = job.config.loader, job.data.stats
+    history = min(stats.history_length_mean, float(job.spec.max_history or 1 << 62))
+    tokens = history + loader.candidate_cost * stats.candidates_mean
+    by_tokens = loader.batch_tokens / max(1.0, tokens)
+    by_candidates = loader.max_candidates / max(1.0, stats.candidates_mean)
+    return max(1, round(min(by_tokens, by_candidates) / world_size))
+
+
+def this_machine(ranks: Ranks) -> PlannerConfig:
+    """A planner config for the ranks that are there, with the memory that is there."""
+    hbm = 0.0
+    if ranks.device.type == "cuda":
+        hbm = torch.cuda.get_device_properties(ranks.device).total_memory / 2**30
+    return PlannerConfig(
+        topology=TopologyConfig(
+            hosts=ranks.world_size // ranks.per_host,
+            devices_per_host=ranks.per_host,
+            device="cuda" if hbm else "cpu",
+            hbm_gib=hbm,
+            ddr_gib=psutil.virtual_memory().total / 2**30,
+        )
+    )
+
+
+def shard(job: Job, plan: Plan, ranks: Ranks) -> DistributedModelParallel:
+    """Shard the model by the plan and give it its initial weights."""
+    model = DistributedModelParallel(
+        job.unsharded(),
+        device=ranks.device,
+        plan=plan.to_torchrec(),
+        sharders=default_sharders(),
+    )
+    with torch.no_grad():
+        fill_tables(
+            model.state_dict(),
+            seed=job.config.train.seed,
+            scale=job.config.tables.init_scale,
+            vectors=job.semantics.vectors if job.semantics else None,
+        )
+    return model

@@ -1,0 +1,102 @@
+"""Optimisers: a fused sparse one inside the backward pass, Adam for the dense part."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch.distributed.optim import (
+    _apply_optimizer_in_backward as apply_optimizer_in_backward,
+)
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.modules.embedding_modules import EmbeddingCollection
+from torchrec.optim.clipping import GradientClipping, GradientClippingOptimizer
+from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimizerWrapper
+from torchrec.optim.optimizers import SGD, Adagrad, in_backward_optimizer_filter
+from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
+
+from hisac_rec.train.config import TrainConfig
+
+_SPARSE: dict[str, type[torch.optim.Optimizer]] = {
+    "rowwise_adagrad": RowWiseAdagrad,
+    "adagrad": Adagrad,
+    "sgd": SGD,
+}
+
+
+def attach_sparse_optimizer(tables: EmbeddingCollection, config: TrainConfig) -> None:
+    """Fuse the sparse optimiser into the backward pass of the trained tables."""
+    options: dict[str, Any] = {"lr": config.sparse_lr}
+    if config.sparse_weight_decay:
+        options["weight_decay"] = config.sparse_weight_decay
+    apply_optimizer_in_backward(
+        _SPARSE[config.sparse_optimizer], list(tables.parameters()), options
+    )
+
+
+class Optimizers:
+    """Both optimisers of a sharded model, their schedule and their states.
+
+    Args:
+        model: the sharded model.
+        config: rates, clipping, decay.
+    """
+
+    def __init__(self, model: DistributedModelParallel, config: TrainConfig) -> None:
+        self._config = config
+        self.factor = 1.0
+        dense = dict(in_backward_optimizer_filter(model.named_parameters()))
+        self.dense: KeyedOptimizer = KeyedOptimizerWrapper(
+            dense,
+            lambda parameters: torch.optim.AdamW(
+                parameters, lr=config.dense_lr, weight_decay=config.dense_weight_decay
+            ),
+        )
+        # The state is lazy in torch; a checkpoint can only be loaded into one that exists.
+        # Zero gradients at rate zero leave the weights as they are.
+        self._set_rate(self.dense, 0.0)
+        self.dense.init_state()
+        for state in self.dense.state.values():
+            state["step"].zero_()
+        self.dense.zero_grad(set_to_none=True)
+        self.sparse: KeyedOptimizer = model.fused_optimizer
+        clipped: KeyedOptimizer = self.dense
+        if config.clip_norm:
+            clipped = GradientClippingOptimizer(
+                self.dense, clipping=GradientClipping.NORM, max_gradient=config.clip_norm
+            )
+        self.combined = CombinedOptimizer([("dense", clipped), ("sparse", self.sparse)])
+        self.set_progress(0, 0.0)
+
+    def set_progress(self, step: int, progress: float) -> None:
+        """Set both learning rates for step ``step`` (from 0) at ``progress`` (0 to 1)."""
+        self.factor = learning_rate_factor(step, progress, self._config)
+        self._set_rate(self.dense, self.factor * self._config.dense_lr)
+        self._set_rate(self.sparse, self.factor * self._config.sparse_lr)
+
+    def state(self) -> dict[str, Any]:
+        """Tensors of both states, by parameter name; loading writes into them in place."""
+        return {
+            "dense": self.dense.state_dict()["state"],
+            "sparse": self.sparse.state_dict()["state"],
+        }
+
+    @staticmethod
+    def _set_rate(optimizer: KeyedOptimizer, rate: float) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+
+
+def learning_rate_factor(step: int, progress: float, config: TrainConfig) -> float:
+    """Share of the peak rates: linear warm-up over steps, times decay over progress.
+
+    Progress is counted in candidates, so it is exact however batches are cut.
+    """
+    warm = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
+    if config.decay == "none":
+        return warm
+    done = min(1.0, progress)
+    if config.decay == "cosine":
+        done = 0.5 - 0.5 * math.cos(math.pi * done)
+    return warm * (1.0 - (1.0 - config.final_lr) * done)

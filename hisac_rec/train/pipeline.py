@@ -1,0 +1,119 @@
+"""TorchRec's training pipeline around one model, for training and for prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TypeAlias
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
+from torchrec.distributed.types import ShardedModule
+
+from hisac_rec.data.assemble import BatchAssembler
+from hisac_rec.data.batch import RequestBatch
+from hisac_rec.data.contract import Split
+from hisac_rec.data.loader import RequestBatches, Shard, make_loader
+from hisac_rec.train.distributed import Ranks
+from hisac_rec.train.feed import Fed, Feeder, in_background
+from hisac_rec.train.job import Job
+from hisac_rec.train.optim import Optimizers
+
+Pipeline: TypeAlias = TrainPipelineSparseDist[RequestBatch, tuple[Tensor, Tensor]]
+
+
+def make_pipeline(
+    model: DistributedModelParallel, optimizers: Optimizers, ranks: Ranks
+) -> Pipeline:
+    """A pipeline over the model; ``detach`` it before another one takes the model."""
+    return TrainPipelineSparseDist(model, optimizers.combined, ranks.device)
+
+
+def steps(pipeline: Pipeline, feeder: Feeder) -> Iterator[tuple[Fed, Tensor, Tensor]]:
+    """Run the pipeline to the end of the data: (batch, loss [], logits [N]) of each step.
+
+    Raises:
+        RuntimeError: a sharded module is not pipelined; that would silently cost the overlap
+            of communication with computation.
+    """
+    checked = False
+    while True:
+        try:
+            loss, logits = pipeline.progress(feeder)
+        except StopIteration:
+            return
+        if not checked:
+            require_pipelined(pipeline)
+            checked = True
+        yield feeder.finished(), loss, logits
+
+
+def require_pipelined(pipeline: Pipeline) -> None:
+    """Fail where the pipeline left a sharded module out."""
+    sharded = [n for n, m in pipeline._model.named_modules() if isinstance(m, ShardedModule)]
+    if len(pipeline._pipelined_modules) != len(sharded):
+        raise RuntimeError(
+            f"only {len(pipeline._pipelined_modules)} of the sharded modules {sharded} are "
+            "pipelined: the model's forward transforms their input before they are called"
+        )
+
+
+class Batches:
+    """Makes feeders for the splits of one job on one rank.
+
+    Args:
+        job: data and model.
+        ranks: this process.
+    """
+
+    def __init__(self, job: Job, ranks: Ranks) -> None:
+        self._job = job
+        self._ranks = ranks
+        self._group = dist.new_group(backend="gloo") if ranks.world_size > 1 else None
+        self._empty = BatchAssembler(job.spec, job.items).empty
+
+    def train(self, epoch: int, skip: int = 0) -> Feeder:
+        """The training split in the order of ``epoch``, without its first ``skip`` batches."""
+        return self._feeder("train", seed=self._job.config.train.seed, epoch=epoch, skip=skip)
+
+    def in_order(self, split: Split) -> Feeder:
+        """A split in file order, for prediction."""
+        return self._feeder(split, seed=None, epoch=0, skip=0)
+
+    def _feeder(self, split: Split, *, seed: int | None, epoch: int, skip: int) -> Feeder:
+        job, ranks = self._job, self._ranks
+        batches = RequestBatches(
+            job.data,
+            split,
+            job.spec,
+            job.items,
+            job.config.loader,
+            rank=Shard(ranks.rank, ranks.world_size),
+            seed=seed,
+            epoch=epoch,
+            skip=skip,
+        )
+        loader = make_loader(batches, job.config.loader.workers)
+        return Feeder(in_background(loader), self._empty, ranks.world_size, self._group)
+
+
+def predict(
+    model: DistributedModelParallel, optimizers: Optimizers, ranks: Ranks, feeder: Feeder
+) -> Iterator[tuple[RequestBatch, Tensor]]:
+    """(batch, logits [N] on the host) for every batch; the model is left in training mode.
+
+    Raises:
+        RuntimeError: see :func:`steps`.
+    """
+    pipeline = make_pipeline(model, optimizers, ranks)
+    model.eval()
+    try:
+        with torch.no_grad():
+            for fed, _, logits in steps(pipeline, feeder):
+                if fed.batch.num_candidates:
+                    yield fed.batch, logits.cpu()
+    finally:
+        model.train()
+        pipeline.detach()

@@ -1,0 +1,158 @@
+"""The folder of one run: everything needed to evaluate or resume it.
+
+::
+
+    config.toml           the resolved model file
+    run.json              data, plan, versions, command
+    plan.json             the sharding plan
+    checkpoints/          step-*/ and the pointer ``best``
+    metrics.jsonl         one line per log line and evaluation
+    tensorboard/          the same as curves
+    predictions/<split>/  of ``evaluate``
+    report-<split>.json, .md
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from hisac_rec.config import Strict, dump_toml
+from hisac_rec.data.contract import PreparedData
+from hisac_rec.errors import UserError
+from hisac_rec.planning.plan_io import Plan
+from hisac_rec.ranker.config import ModelConfig, load_model_config
+from hisac_rec.train.checkpoint import CheckpointManifest, Checkpoints, Position
+from hisac_rec.train.job import Job
+
+STACK = ("torch", "torchrec", "fbgemm-gpu-cpu", "fbgemm-gpu", "torchx", "pyarrow", "duckdb")
+
+
+class RunInfo(Strict):
+    """``run.json``."""
+
+    data: str
+    """Folder of the prepared data set."""
+    data_name: str
+    """Name of its definition."""
+    data_fingerprint: str
+    """Fingerprint of the prepared data."""
+    world_size: int
+    """Ranks that trained."""
+    device: str
+    """Kind of device."""
+    versions: dict[str, str]
+    """Installed versions."""
+    command: list[str]
+    """Command line that made the run."""
+
+
+class RunFolder:
+    """Paths and small files of one run.
+
+    Args:
+        root: the folder.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @property
+    def plan(self) -> Path:
+        """The sharding plan it was trained with."""
+        return self.root / "plan.json"
+
+    def checkpoints(self, keep: int = 2) -> Checkpoints:
+        """Its checkpoints."""
+        return Checkpoints(self.root / "checkpoints", keep)
+
+    def predictions(self, split: str) -> Path:
+        """Folder of the predictions of one split."""
+        return self.root / "predictions" / split
+
+    def create(self, job: Job, plan: Plan, *, world_size: int, device: str) -> None:
+        """Write what is known before training starts (rank 0)."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        info = RunInfo(
+            data=str(job.data.root),
+            data_name=job.data.manifest.name,
+            data_fingerprint=job.data.manifest.fingerprint,
+            world_size=world_size,
+            device=device,
+            versions=stack_versions(),
+            command=sys.argv,
+        )
+        (self.root / "config.toml").write_text(dump_toml(job.config))
+        (self.root / "run.json").write_text(info.model_dump_json(indent=1))
+        plan.save(self.plan)
+
+    def config(self) -> ModelConfig:
+        """The resolved model file.
+
+        Raises:
+            UserError: the folder is no run.
+        """
+        path = self.root / "config.toml"
+        if not path.is_file():
+            raise UserError(
+                f"{self.root}: not a run (config.toml is missing); "
+                "make one with 'hisac-rec train MODEL DATA --out RUN'"
+            )
+        return load_model_config(path)
+
+    def info(self) -> RunInfo:
+        """What ``run.json`` says.
+
+        Raises:
+            UserError: it is absent or not readable.
+        """
+        path = self.root / "run.json"
+        try:
+            return RunInfo.model_validate(json.loads(path.read_text()))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}: not readable: {error}") from None
+
+    def data(self, given: Path | None) -> PreparedData:
+        """The data set that was trained on, or ``given`` where it has moved."""
+        return PreparedData(given or Path(self.info().data))
+
+
+def stack_versions() -> dict[str, str]:
+    """Installed versions of the packages that matter for reproducing a run."""
+    found = {}
+    for name in STACK:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def checkpoint_manifest(
+    job: Job,
+    world_size: int,
+    position: Position,
+    metrics: dict[str, float],
+    best: dict[str, float],
+) -> CheckpointManifest:
+    """What a checkpoint of this job says about itself."""
+    config = job.config.model_dump(mode="json")
+    shape: dict[str, Any] = {
+        "inputs": {k: v for k, v in config["inputs"].items() if k != "out_of_range"},
+        "tables": {k: v for k, v in config["tables"].items() if k != "init_scale"},
+        "history": config["history"],
+        "ranker": {k: v for k, v in config["ranker"].items() if k != "dropout"},
+        "sparse_optimizer": config["train"]["sparse_optimizer"],
+    }
+    return CheckpointManifest(
+        position=position,
+        world_size=world_size,
+        architecture=shape,
+        data_fingerprint=job.data.manifest.fingerprint,
+        semantics_fingerprint=job.semantics.fingerprint if job.semantics else "",
+        metrics=metrics,
+        best=best,
+    )

@@ -1,0 +1,299 @@
+"""The training loop: read top-down, :func:`train` is the whole story.
+
+Legend: N candidates of a step over all ranks.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from hisac_rec.config import dump_toml
+from hisac_rec.errors import UserError
+from hisac_rec.planning.config import PlannerConfig
+from hisac_rec.progress import progress
+from hisac_rec.train.checkpoint import Position, load_checkpoint
+from hisac_rec.train.distributed import Ranks, sum_over_ranks
+from hisac_rec.train.feed import Fed
+from hisac_rec.train.job import Job, resolve_plan, shard
+from hisac_rec.train.metrics_log import MetricsLog, memory_gib
+from hisac_rec.train.optim import Optimizers
+from hisac_rec.train.pipeline import Batches, make_pipeline, predict, steps
+from hisac_rec.train.run import RunFolder, checkpoint_manifest
+from hisac_rec.train.validation import validate
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Window:
+    """Sums since the last log line."""
+
+    started: float = field(default_factory=time.perf_counter)
+    losses: list[Tensor] = field(default_factory=list)
+    fed: list[Fed] = field(default_factory=list)
+
+
+def train(
+    job: Job,
+    ranks: Ranks,
+    out: Path,
+    *,
+    plan: Path | PlannerConfig | None = None,
+    resume: bool = False,
+) -> dict[str, float]:
+    """Train a model and leave a run folder behind. Called on every rank.
+
+    Args:
+        job: model file and data.
+        ranks: this process.
+        out: the run folder; must not hold a run unless ``resume``.
+        plan: a saved plan, a planner config, or None for the devices that are there.
+        resume: go on from the last checkpoint of ``out``.
+
+    Returns:
+        The best validation metrics.
+
+    Raises:
+        UserError: ``out`` is taken, nothing to resume, plan or checkpoint do not fit, or the
+            loss is no longer finite (naming step and rows).
+    """
+    folder = RunFolder(out)
+    _check_folder(folder, job, resume)
+    sharding = resolve_plan(job, ranks, plan)
+    model = shard(job, sharding, ranks)
+    trainer = Trainer(job, ranks, folder, model, Optimizers(model, job.config.train))
+    if resume:
+        trainer.resume()
+    elif ranks.first:
+        folder.create(job, sharding, world_size=ranks.world_size, device=ranks.device.type)
+    dist.barrier()
+    try:
+        return trainer.run()
+    finally:
+        trainer.close()
+
+
+class Trainer:
+    """State of a training run; :meth:`run` is the loop."""
+
+    def __init__(
+        self,
+        job: Job,
+        ranks: Ranks,
+        folder: RunFolder,
+        model: torch.nn.Module,
+        optimizers: Optimizers,
+    ) -> None:
+        self.job, self.ranks, self.folder = job, ranks, folder
+        self.config = job.config.train
+        self.model, self.optimizers = model, optimizers
+        self.batches = Batches(job, ranks)
+        self.checkpoints = folder.checkpoints(self.config.keep_checkpoints)
+        self.position = Position()
+        self.metrics: dict[str, float] = {}
+        self.best: dict[str, float] = {}
+        self.window = Window()
+        self._metrics_log: MetricsLog | None = None
+        self._total = job.data.manifest.splits["train"].candidates
+
+    def run(self) -> dict[str, float]:
+        """All epochs, with evaluation, checkpoints and early stop."""
+        self._metrics_log = MetricsLog(self.folder.root, self.ranks.first)
+        while self.position.epoch < self.config.epochs and not self._should_stop():
+            self._epoch()
+        return self.metrics_of_best()
+
+    def _epoch(self) -> None:
+        epoch = self.position.epoch
+        feeder = self.batches.train(epoch, skip=self.position.batch)
+        self.optimizers.set_progress(self.position.step, self._progress())
+        pipeline = make_pipeline(self.model, self.optimizers, self.ranks)
+        self.window = Window()
+        evaluated = -1
+        title = f"epoch {epoch + 1}/{self.config.epochs}"
+        with progress(title, self._total, "candidates") as advance:
+            advance(self.position.candidates)
+            for fed, loss, _ in steps(pipeline, feeder):
+                self._count(fed, loss)
+                advance(fed.candidates)
+                step = self.position.step
+                if step % self.config.log_every == 0:
+                    self._log()
+                if self.config.eval_every and step % self.config.eval_every == 0:
+                    pipeline.detach()
+                    self._evaluate()
+                    pipeline.attach()
+                    evaluated = step
+                    if self._should_stop():
+                        break
+                elif self.config.checkpoint_every and step % self.config.checkpoint_every == 0:
+                    self._save(is_best=False)
+        pipeline.detach()
+        self._log()
+        if self._should_stop():
+            return
+        self.position = Position(step=self.position.step, epoch=epoch + 1)
+        if evaluated != self.position.step:
+            self._evaluate()
+
+    def _count(self, fed: Fed, loss: Tensor) -> None:
+        at = self.position
+        self.position = Position(
+            step=at.step + 1,
+            epoch=at.epoch,
+            batch=at.batch + 1,
+            candidates=at.candidates + fed.candidates,
+        )
+        self.window.losses.append(loss.detach())
+        self.window.fed.append(fed)
+        self.optimizers.set_progress(self.position.step, self._progress())
+
+    def _progress(self) -> float:
+        """Share of the whole training done, in candidates."""
+        epochs = self.position.epoch + min(1.0, self.position.candidates / max(1, self._total))
+        return epochs / self.config.epochs
+
+    def _log(self) -> None:
+        """One line, over all ranks; also where a loss that is not finite is noticed."""
+        window, self.window = self.window, Window()
+        if not window.fed:
+            return
+        # One copy from the device for the whole window, not one a step.
+        losses = torch.stack(window.losses).cpu()
+        seconds = time.perf_counter() - window.started
+        mine = [
+            float(losses.sum()),
+            float((~losses.isfinite()).sum()),
+            float(sum(fed.batch.num_events for fed in window.fed)),
+            sum(fed.waited for fed in window.fed),
+        ]
+        loss, bad, events, waited = sum_over_ranks(mine)
+        if bad:
+            self._stop_not_finite(window, losses)
+        ranks = self.ranks.world_size
+        candidates = sum(fed.candidates for fed in window.fed)
+        values = {
+            "loss": loss / ranks / len(window.fed),
+            "candidates_per_second": candidates / seconds,
+            "events_per_second": events / seconds,
+            "data_wait_share": waited / ranks / seconds,
+            "memory_gib": memory_gib(self.ranks.device),
+            "learning_rate_factor": self.optimizers.factor,
+        }
+        log.info(
+            "step %d, epoch %.2f: loss %.4f, %s candidates/s, %s events/s, "
+            "%.0f %% waiting for data, %.1f GiB",
+            self.position.step,
+            self._progress() * self.config.epochs,
+            values["loss"],
+            f"{values['candidates_per_second']:,.0f}",
+            f"{values['events_per_second']:,.0f}",
+            100 * values["data_wait_share"],
+            values["memory_gib"],
+        )
+        self._write("train", values)
+
+    def _stop_not_finite(self, window: Window, losses: Tensor) -> None:
+        bad = (~losses.isfinite()).nonzero()
+        where = "on another rank"
+        if len(bad):
+            index = int(bad[0])
+            rows = window.fed[index].batch.request_rows
+            step = self.position.step - len(window.fed) + index + 1
+            where = (
+                f"at step {step} on rank {self.ranks.rank}: {len(rows)} requests, the first of "
+                f"user {int(rows[0, 0])} at time {int(rows[0, 1])}, the last of user "
+                f"{int(rows[-1, 0])} at time {int(rows[-1, 1])}"
+            )
+        raise UserError(
+            f"the loss is not finite {where}; lower train.dense_lr or train.sparse_lr, or set "
+            "train.clip_norm. The last good checkpoint is kept"
+        )
+
+    def _evaluate(self) -> None:
+        """Validation metrics, early-stop state and a checkpoint."""
+        started = time.perf_counter()
+        feeder = self.batches.in_order("valid")
+        self.metrics = validate(predict(self.model, self.optimizers, self.ranks, feeder))
+        value = self.metrics[self.config.metric]
+        better = -value if self.config.metric == "logloss" else value
+        improved = not self.best or better > self.best["better"]
+        if improved:
+            self.best = {"better": better, "since": 0.0} | self.metrics
+        else:
+            self.best = self.best | {"since": self.best["since"] + 1}
+        log.info(
+            "step %d: valid auc %.4f, gauc %.4f, logloss %.4f%s, %.1f s",
+            self.position.step,
+            self.metrics["auc"],
+            self.metrics["gauc"],
+            self.metrics["logloss"],
+            " (best)" if improved else "",
+            time.perf_counter() - started,
+        )
+        self._write("valid", self.metrics)
+        self._save(is_best=improved)
+        self.window = Window()
+
+    def _save(self, *, is_best: bool) -> None:
+        manifest = checkpoint_manifest(
+            self.job, self.ranks.world_size, self.position, self.metrics, self.best
+        )
+        self.checkpoints.save(self.model, self.optimizers, manifest, is_best=is_best)
+
+    def _should_stop(self) -> bool:
+        return bool(
+            self.config.early_stop and self.best.get("since", 0.0) >= self.config.early_stop
+        )
+
+    def resume(self) -> None:
+        """Load the last checkpoint and its position.
+
+        Raises:
+            UserError: there is none, or it does not fit.
+        """
+        path = self.checkpoints.find("last")
+        expected = checkpoint_manifest(self.job, self.ranks.world_size, Position(), {}, {})
+        manifest = load_checkpoint(path, self.model, self.optimizers, expected)
+        self.position, self.best = manifest.position, manifest.best
+        self.metrics = manifest.metrics
+        log.info("resumed from %s (step %d)", path, self.position.step)
+
+    def metrics_of_best(self) -> dict[str, float]:
+        """Validation metrics of the best checkpoint."""
+        return {key: self.best[key] for key in ("auc", "gauc", "logloss") if key in self.best}
+
+    def _write(self, group: str, values: dict[str, float]) -> None:
+        if self._metrics_log is not None:
+            self._metrics_log.write(self.position.step, group, values)
+
+    def close(self) -> None:
+        """Close files."""
+        if self._metrics_log is not None:
+            self._metrics_log.close()
+
+
+def _check_folder(folder: RunFolder, job: Job, resume: bool) -> None:
+    exists = (folder.root / "config.toml").is_file()
+    if exists and not resume:
+        raise UserError(
+            f"{folder.root}: holds a run already; choose another --out, or go on with --resume"
+        )
+    if resume and not exists:
+        raise UserError(f"{folder.root}: no run to resume there")
+    if resume:
+        folder.checkpoints().find("last")
+        before, now = folder.config(), job.config
+        if before.model_copy(update={"train": now.train}) != now:
+            log.debug("resolved before:\n%s", dump_toml(before))
+            raise UserError(
+                f"{folder.root / 'config.toml'}: the run was made with another model "
+                "configuration; resume with the same model file (only [train] may change)"
+            )
