@@ -60,9 +60,12 @@ def soft_route(values: Tensor, frozen: Frozen) -> Tensor:
         O(min(T K, CHUNK_ELEMENTS)) extra memory.
     """
     f = frozen
-    result: Tensor = _SoftRoute.apply(
-        values, f.queries, f.keys, f.counts, f.offsets, f.tau, f.squared
-    )
+    # Distances of 8 significant bits would change which events an agent reads, so autocast
+    # stops here; the result has the type of the values.
+    with torch.autocast(values.device.type, enabled=False):
+        result: Tensor = _SoftRoute.apply(
+            values, f.queries, f.keys, f.counts, f.offsets, f.tau, f.squared
+        )
     return result
 
 
