@@ -1,0 +1,158 @@
+"""Voting and activation: the fast form equals the plain reference, whatever the history."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from hisac_rec.methods.hisac import voting
+from hisac_rec.methods.hisac.reference import path_vector, vote
+from hisac_rec.methods.hisac.voting import (
+    Agents,
+    activate,
+    count_leaves,
+    path_numbers,
+    path_vectors,
+    to_slots,
+)
+
+Paths = list[tuple[int, ...]]
+
+
+@st.composite
+def voting_cases(draw: st.DrawFn) -> tuple[list[int], list[int], list[Paths]]:
+    """(codes per level, keep per level, histories): thin and thick trees, empty histories."""
+    counts = draw(st.lists(st.integers(1, 5), min_size=1, max_size=4))
+    keep = [draw(st.integers(1, 7)) for _ in counts]
+    path = st.tuples(*(st.integers(0, count - 1) for count in counts))
+    histories = draw(st.lists(st.lists(path, max_size=40), min_size=1, max_size=5))
+    return counts, keep, histories
+
+
+def batch_of(histories: list[Paths], levels: int) -> tuple[Tensor, Tensor]:
+    codes = torch.tensor([p for h in histories for p in h], dtype=torch.int64).view(-1, levels)
+    request = torch.repeat_interleave(
+        torch.arange(len(histories)), torch.tensor([len(h) for h in histories])
+    )
+    return codes, request
+
+
+def fast_vote(counts: list[int], keep: list[int], histories: list[Paths]) -> Agents:
+    codes, request = batch_of(histories, len(counts))
+    return activate(count_leaves(codes, request, len(histories), counts), keep, counts)
+
+
+def number(path: tuple[int, ...], counts: list[int]) -> int:
+    total = 0
+    for code, count in zip(path, counts, strict=True):
+        total = total * count + code
+    return total
+
+
+def expected_agents(
+    counts: list[int], keep: list[int], histories: list[Paths]
+) -> list[tuple[int, int, int]]:
+    """(request, path number, votes) in the order the fast form promises."""
+    return [
+        (request, number(path, counts), votes)
+        for request, history in enumerate(histories)
+        for path, votes in vote(history, keep).items()
+    ]
+
+
+def rows(agents: Agents) -> list[tuple[int, ...]]:
+    return [
+        tuple(row) for row in torch.stack([agents.request, agents.path, agents.votes], 1).tolist()
+    ]
+
+
+@pytest.mark.parametrize("bins_per_event", [0, 10**9], ids=["sort", "dense"])
+@settings(max_examples=150, deadline=None)
+@given(case=voting_cases())
+def test_equals_the_reference(bins_per_event: int, case: tuple[Any, ...]) -> None:
+    counts, keep, histories = case
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(voting, "DENSE_BINS_PER_EVENT", bins_per_event)
+        assert rows(fast_vote(counts, keep, histories)) == expected_agents(counts, keep, histories)
+
+
+@settings(max_examples=50, deadline=None)
+@given(case=voting_cases())
+def test_both_ways_of_counting_agree(case: tuple[Any, ...]) -> None:
+    counts, _, histories = case
+    codes, request = batch_of(histories, len(counts))
+    found = []
+    for bins_per_event in (0, 10**9):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(voting, "DENSE_BINS_PER_EVENT", bins_per_event)
+            leaves = count_leaves(codes, request, len(histories), counts)
+        found.append(leaves)
+        # Every event points to the leaf of its own request and path.
+        assert torch.equal(leaves.request[leaves.of_event], request)
+        assert torch.equal(leaves.path[leaves.of_event], path_numbers(codes, counts))
+    for name in ("request", "path", "votes", "of_event"):
+        assert torch.equal(getattr(found[0], name), getattr(found[1], name)), name
+
+
+def test_thousands_of_events_beside_empty_and_single_histories() -> None:
+    counts, keep = [16, 32], [4, 3]
+    generator = torch.Generator().manual_seed(0)
+    long = torch.stack([torch.randint(0, c, (5_000,), generator=generator) for c in counts], 1)
+    histories: list[Paths] = [[], [tuple(p) for p in long.tolist()], [(3, 31)], []]
+    agents = fast_vote(counts, keep, histories)
+    assert rows(agents) == expected_agents(counts, keep, histories)
+    assert torch.bincount(agents.request, minlength=4).tolist() == [0, 12, 1, 0]
+
+
+def test_all_events_on_one_path_make_one_agent() -> None:
+    assert rows(fast_vote([4, 4], [2, 2], [[(1, 2)] * 1_000])) == [(0, 6, 1_000)]
+
+
+def test_ties_go_to_the_smaller_code() -> None:
+    ties: Paths = [(3, 0), (2, 0), (1, 1), (1, 0), (2, 1), (3, 1)]
+    assert rows(fast_vote([4, 2], [2, 1], [ties])) == [(0, 2, 1), (0, 4, 1)]
+
+
+def test_asking_for_more_than_exists_keeps_every_leaf() -> None:
+    history: Paths = [(0, 1), (0, 0), (1, 1), (0, 1)]
+    assert rows(fast_vote([2, 2], [99, 99], [history])) == [(0, 0, 1), (0, 1, 2), (0, 3, 1)]
+
+
+def test_an_inner_node_wins_by_the_sum_of_its_leaves() -> None:
+    """Branch 0 has the single largest leaf, branch 1 more events: branch 1 survives."""
+    history: Paths = [(0, 0)] * 3 + [(1, 0), (1, 0), (1, 1), (1, 2)]
+    assert rows(fast_vote([2, 3], [1, 1], [history])) == [(0, 3, 2)]
+
+
+@settings(max_examples=30, deadline=None)
+@given(case=voting_cases())
+def test_slots_are_unique_and_filled_from_the_left(case: tuple[Any, ...]) -> None:
+    counts, keep, histories = case
+    agents = fast_vote(counts, keep, histories)
+    slot, filled = to_slots(agents, len(histories))
+    per_request = torch.bincount(agents.request, minlength=len(histories))
+    assert torch.equal(filled.sum(1), per_request)
+    assert torch.equal(filled, filled.cummin(1).values)
+    dense = torch.full(filled.shape, -1)
+    dense[agents.request, slot] = torch.arange(len(slot))
+    assert torch.equal(dense[filled], torch.arange(len(slot)))
+
+
+@settings(max_examples=30, deadline=None)
+@given(case=voting_cases())
+def test_agent_vectors_are_sums_of_code_words(case: tuple[Any, ...]) -> None:
+    counts, keep, histories = case
+    generator = torch.Generator().manual_seed(1)
+    codebook = [torch.randn(c, 3, generator=generator, dtype=torch.float64) for c in counts]
+    words = [level.tolist() for level in codebook]
+    agents = fast_vote(counts, keep, histories)
+    expected = [path_vector(path, words) for h in histories for path in vote(h, keep)]
+    torch.testing.assert_close(
+        path_vectors(agents.path, codebook),
+        torch.tensor(expected, dtype=torch.float64).view(-1, 3),
+    )
