@@ -20,7 +20,7 @@ help: ## say what can be made
 install: $(DEV) ## make .venv and install everything, pinned
 
 demo: $(RUNTIME) ## see it work: synthetic data, training, evaluation, a table
-	$(BIN)/hisac-rec demo
+	$(BIN)/hisac-rec demo --force
 
 test: lint types ## style, types, tests with coverage: what CI runs
 	$(BIN)/pytest --cov=hisac_rec

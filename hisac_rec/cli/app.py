@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import warnings
 from importlib import import_module
 from typing import Annotated
 
@@ -69,6 +70,9 @@ def _root(
     if not verbose:
         for name in LIBRARIES:
             logging.getLogger(name).setLevel(logging.WARNING)
+        # Deprecations inside torch and torchrec that no user of this command can act on.
+        logging.getLogger("torch.fx").setLevel(logging.ERROR)
+        warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch(rec)?\.")
 
 
 for _name in COMMANDS:

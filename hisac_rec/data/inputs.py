@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from math import prod
 from typing import Literal
 
+from pydantic import Field
+
 from hisac_rec.config import Strict
 from hisac_rec.data.contract import Manifest
 from hisac_rec.errors import UserError, did_you_mean
@@ -33,7 +35,7 @@ class InputConfig(Strict):
     "prefix" (one table per level from the second on, a row per path of codes)."""
     history: list[str] = ["id", "sid"]
     """History side, per event: the same names. Each costs one lookup an event."""
-    max_history: int | None = None
+    max_history: int | None = Field(default=None, gt=0)
     """Only this many newest events of a request's history are used; unset: all."""
     out_of_range: Literal["error", "unknown"] = "error"
     """What an id beyond its table is: an error that names file and row, or the unknown id."""

@@ -17,6 +17,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from hisac_rec.config import Strict
@@ -31,16 +32,16 @@ from hisac_rec.data.units import RequestTable, Unit, concat_tables, list_units, 
 class LoaderConfig(Strict):
     """``[loader]`` of a model file: how training data is cut into batches."""
 
-    batch_tokens: int = 131072
+    batch_tokens: int = Field(default=65536, gt=0)
     """Token budget of one step over all ranks: history events plus ``candidate_cost`` a
     candidate. Global, so that the number of ranks does not change what a step sees."""
-    candidate_cost: int = 16
+    candidate_cost: int = Field(default=16, ge=0)
     """How many tokens a candidate counts for in the budget."""
-    max_candidates: int = 4096
+    max_candidates: int = Field(default=2048, gt=0)
     """A step holds at most this many candidates over all ranks, however short histories are."""
-    shuffle_requests: int = 65536
+    shuffle_requests: int = Field(default=65536, gt=0)
     """Requests held for shuffling, per rank and worker; units are shuffled as well."""
-    workers: int = 0
+    workers: int = Field(default=0, ge=0)
     """Loader processes per rank; 0 loads in a background thread of the training process."""
 
 

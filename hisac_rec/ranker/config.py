@@ -20,7 +20,7 @@ class TableConfig(Strict):
 
     dim: int = Field(default=32, gt=0)
     """Width of every trained row."""
-    init_scale: float = Field(default=0.01, gt=0)
+    init_scale: float = Field(default=0.1, gt=0)
     """Rows start uniform in [-init_scale, init_scale]."""
     dtype: Literal["fp32", "fp16"] = "fp32"
     """Storage of the trained tables; gradients and optimiser state stay fp32."""

@@ -28,7 +28,7 @@ def validate(predictions: Iterator[tuple[RequestBatch, Tensor]]) -> dict[str, fl
         logits.append(predicted.numpy())
         users.append(user.numpy().astype(np.int32))
     arrays = (labels, logits, users)
-    mine = [np.concatenate(part) if part else np.zeros(0) for part in arrays]
+    mine: list[np.ndarray] = [np.concatenate(part) if part else np.zeros(0) for part in arrays]
     first = dist.get_rank() == 0
     gathered: list[list[np.ndarray]] | None = (
         [[] for _ in range(dist.get_world_size())] if first else None
@@ -36,11 +36,11 @@ def validate(predictions: Iterator[tuple[RequestBatch, Tensor]]) -> dict[str, fl
     dist.gather_object(mine, gathered, dst=0)
     result: list[dict[str, float] | None] = [None]
     if gathered is not None:
-        label, logit, user = (np.concatenate(parts) for parts in zip(*gathered, strict=True))
+        label, logit, who = (np.concatenate(parts) for parts in zip(*gathered, strict=True))
         result = [
             {
                 "auc": auc(label, logit),
-                "gauc": gauc(label, logit, user),
+                "gauc": gauc(label, logit, who),
                 "logloss": logloss(label, sigmoid(logit)),
                 "candidates": float(len(label)),
             }

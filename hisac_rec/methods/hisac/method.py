@@ -32,7 +32,7 @@ from hisac_rec.methods.hisac.voting import (
 class HiSACConfig(Strict):
     """``[history]`` keys of ``method = "hisac"``; the paper leaves all of them open."""
 
-    keep: list[int] = [16, 4]
+    keep: list[int] = [16, 8]
     """k^(l): children kept under each surviving parent, per codebook level. At most their
     product of agents. A value at or above the level's codes switches pruning off there."""
     tau: float = Field(default=0.1, gt=0)
@@ -47,7 +47,7 @@ class HiSACConfig(Strict):
     agent_weight: Literal["bias", "none"] = "bias"
     """Where the agents' weights w_a enter: "bias" adds log w_a to the candidate attention's
     scores, "none" leaves them out."""
-    weight_power: float = Field(default=0.5, ge=0)
+    weight_power: float = Field(default=1.0, ge=0)
     """Softness of the weights: w_a is votes ** weight_power, normalised per request."""
     heads: int = Field(default=2, gt=0)
     """Heads of the candidate attention; a divisor of tables.dim."""
