@@ -141,7 +141,9 @@ def read_unit(unit: Unit, manifest: Manifest, spec: InputSpec) -> RequestTable:
     end = table.num_rows * (unit.part + 1) // unit.parts
     table = table.slice(begin, end - begin).combine_chunks()
     first_row = unit.first_row + begin
-    return _check_ids(_to_arrays(table, spec, unit, first_row), spec, unit.path, first_row)
+    arrays = _to_arrays(table, spec, unit, first_row)
+    history_offsets = _offsets(_column(table, "history_item"))
+    return _check_ids(arrays, history_offsets, spec, unit.path, first_row)
 
 
 def concat_tables(tables: list[RequestTable]) -> RequestTable:
@@ -215,7 +217,9 @@ def _to_arrays(table: pa.Table, spec: InputSpec, unit: Unit, first_row: int) -> 
     )
 
 
-def _check_ids(table: RequestTable, spec: InputSpec, path: Path, first_row: int) -> RequestTable:
+def _check_ids(
+    table: RequestTable, history_offsets: Ints, spec: InputSpec, path: Path, first_row: int
+) -> RequestTable:
     """Ids beyond their table: an error naming feature, id, file and row, or the unknown id."""
     fixed: dict[str, Any] = {}
     columns: dict[str, tuple[NDArray[np.int32], int]] = {
@@ -231,7 +235,7 @@ def _check_ids(table: RequestTable, spec: InputSpec, path: Path, first_row: int)
             continue
         if spec.out_of_range == "error":
             at = int(np.argmax(bad))
-            row = first_row + _row_of(table, name, at)
+            row = first_row + _row_of(table, history_offsets, name, at)
             raise UserError(
                 f"{path}: row {row}: {name.removeprefix('users.')} = {int(ids[at])} is outside "
                 f"its table of {limit:,} rows; prepare the data again, or set "
@@ -245,14 +249,13 @@ def _check_ids(table: RequestTable, spec: InputSpec, path: Path, first_row: int)
     return replace(table, users=users, **fixed)
 
 
-def _row_of(table: RequestTable, name: str, at: int) -> int:
+def _row_of(table: RequestTable, history_offsets: Ints, name: str, at: int) -> int:
     """The user row (within the unit) that element ``at`` of a column belongs to."""
     if name.startswith("users."):
         return at
     if name == "candidate_item":
         return int(table.user_row[np.searchsorted(table.candidate_end, at, side="right")])
-    covers = (table.history_start <= at) & (at < table.history_end)
-    return int(table.user_row[np.argmax(covers)]) if covers.any() else 0
+    return int(np.searchsorted(history_offsets, at, side="right")) - 1
 
 
 def _open(path: Path) -> pq.ParquetFile:
