@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 
 import numpy as np
 import torch
@@ -97,17 +97,25 @@ class RequestBatches(IterableDataset[RequestBatch]):
         self._tokens = max(1, config.batch_tokens // rank.count)
         self._candidates = max(1, config.max_candidates // rank.count)
 
+    @property
+    def skip(self) -> int:
+        """Number of first batches left out."""
+        return self._skip
+
     def __iter__(self) -> Iterator[RequestBatch]:
         worker = get_worker_info()
         workers = worker.num_workers if worker else 1
         index = worker.id if worker else 0
-        # Skipped batches come round-robin from the workers, as DataLoader hands them out.
+        # Batches come round-robin from the workers, until one has run out: batch n of this
+        # worker is the (n x workers + index)-th of all, or an earlier one.
         skip = (self._skip - index + workers - 1) // workers
         shard = Shard(self._rank.index * workers + index, self._rank.count * workers)
         assembler = BatchAssembler(self._spec, self._items)
         for number, (table, rows) in enumerate(self._cuts(shard)):
             if number >= skip:
                 yield assembler.assemble(table, rows)
+            elif worker:
+                yield None  # type: ignore[misc]  # holds its place until make_loader drops it
 
     def _cuts(self, shard: Shard) -> Iterator[tuple[RequestTable, NDArray[np.int64]]]:
         """Tables in memory and, for each batch, the request rows of the table to take."""
@@ -162,11 +170,13 @@ class RequestBatches(IterableDataset[RequestBatch]):
         return cuts
 
 
-def make_loader(batches: RequestBatches, workers: int) -> DataLoader[RequestBatch]:
-    """A DataLoader over ready batches. Made anew for every epoch: worker processes that
-    outlive an epoch would go on with the old order.
+def make_loader(batches: RequestBatches, workers: int) -> Iterator[RequestBatch]:
+    """The batches of one epoch, made by ``workers`` processes (0: by the caller's own).
+
+    Made anew for every epoch: worker processes that outlive one would go on with the old
+    order. ``skip`` is exact for the same number of workers, also after one has run out.
     """
-    return DataLoader(
+    loader = DataLoader(
         batches,
         batch_size=None,
         num_workers=workers,
@@ -174,3 +184,4 @@ def make_loader(batches: RequestBatches, workers: int) -> DataLoader[RequestBatc
         prefetch_factor=4 if workers else None,
         pin_memory=torch.cuda.is_available(),
     )
+    yield from islice(loader, batches.skip if workers else 0, None)
