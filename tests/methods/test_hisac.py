@@ -1,0 +1,180 @@
+"""HiSAC whole: what ``compress`` keeps equals voting and routing written plainly."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from histories import CODES, DIM, make_case, make_shape
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from hisac_rec.errors import UserError
+from hisac_rec.methods.base import History, MethodShape
+from hisac_rec.methods.hisac.method import HiSAC, HiSACConfig
+from hisac_rec.methods.hisac.reference import path_vector, route, vote
+
+
+def make_method(dtype: torch.dtype = torch.float64, **keys: Any) -> HiSAC:
+    return HiSAC(HiSACConfig(**keys), make_shape(dtype=dtype)).to(dtype)
+
+
+def plain_memory(method: HiSAC, history: History) -> list[dict[int, tuple[int, list[float]]]]:
+    """Per request: path number -> (votes, routed vector), event by event."""
+    config = method.config
+    codebook = [words.tolist() for words in method.codebook]
+    result = []
+    for request in range(history.num_requests):
+        rows = slice(*history.offsets[request : request + 2].tolist())
+        paths = [tuple(path) for path in history.codes[rows].tolist()]
+        values = history.values[rows].tolist()
+        if config.semantics == "vectors":
+            assert history.vectors is not None
+            keys = history.vectors[rows].tolist()
+        else:
+            keys = [path_vector(path, codebook) for path in paths]
+        result.append(
+            {
+                first * CODES[1] + second: (
+                    votes,
+                    route(
+                        path_vector((first, second), codebook),
+                        keys,
+                        values,
+                        config.tau,
+                        config.squared_distance,
+                    ),
+                )
+                for (first, second), votes in vote(paths, config.keep).items()
+            }
+        )
+    return result
+
+
+@pytest.mark.parametrize("semantics", ["codes", "vectors"])
+@settings(max_examples=40, deadline=None)
+@given(
+    lengths=st.lists(st.sampled_from([0, 1, 2, 17, 60]), min_size=1, max_size=4),
+    keep=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    tau=st.sampled_from([0.05, 1.0]),
+    squared=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_compress_equals_the_reference(
+    semantics: str,
+    lengths: list[int],
+    keep: tuple[int, int],
+    tau: float,
+    squared: bool,
+    seed: int,
+) -> None:
+    method = make_method(keep=list(keep), tau=tau, squared_distance=squared, semantics=semantics)
+    history, _ = make_case(lengths, [1] * len(lengths), dtype=torch.float64, seed=seed)
+    memory = method.compress(history)
+    for request, expected in enumerate(plain_memory(method, history)):
+        filled = memory.filled[request]
+        assert memory.path[request, filled].tolist() == list(expected)
+        assert memory.votes[request, filled].tolist() == [votes for votes, _ in expected.values()]
+        # 1e-5: an event on an agent's own leaf has distance 0, and the square root of a
+        # difference of rounded squares is only half as exact.
+        torch.testing.assert_close(
+            memory.vectors[request, filled],
+            torch.tensor([v for _, v in expected.values()], dtype=torch.float64).view(-1, DIM),
+            rtol=1e-5,
+            atol=1e-5,
+        )
+        assert not memory.vectors[request, ~filled].any()
+        assert (memory.path[request, ~filled] == -1).all()
+
+
+def test_routed_vectors_are_exact_enough_in_fp32() -> None:
+    """Thousands of events, the default temperature: fp32 against the plain float64."""
+    method = make_method(torch.float32, keep=[4, 2])
+    history, _ = make_case([3_000, 1], [1, 1])
+    memory = method.compress(history)
+    for request, expected in enumerate(plain_memory(method, history)):
+        torch.testing.assert_close(
+            memory.vectors[request, memory.filled[request]],
+            torch.tensor([v for _, v in expected.values()]),
+            rtol=0,
+            atol=1e-2,
+        )
+
+
+def test_pruned_leaves_still_take_part_in_routing() -> None:
+    """The long tail: an event whose leaf was pruned moves the surviving agent's vector."""
+    method = make_method(keep=[1, 1], tau=5.0)
+    history, _ = make_case([9], [1], dtype=torch.float64)
+    memory = method.compress(history)
+    assert memory.filled.sum() == 1
+    (gradient,) = torch.autograd.grad(memory.vectors.sum(), history.values)
+    assert (gradient.abs().sum(1) > 0).all()
+
+
+def test_weights_are_softened_votes() -> None:
+    history, _ = make_case([50, 0, 1], [1, 1, 1], dtype=torch.float64)
+    for power in (0.0, 0.5, 1.0):
+        memory = make_method(weight_power=power, keep=[2, 2]).compress(history)
+        votes = memory.votes[0, memory.filled[0]].float() ** power
+        found = memory.log_weight[0, memory.filled[0]].exp().float()
+        torch.testing.assert_close(found, votes / votes.sum())
+        assert memory.log_weight.isfinite().all()
+
+
+def test_gradient_reaches_events_only() -> None:
+    method = make_method(semantics="vectors")
+    history, _ = make_case([30, 2], [1, 1], dtype=torch.float64)
+    assert history.vectors is not None
+    history.vectors.requires_grad_()
+    method.compress(history).vectors.square().sum().backward()
+    assert history.values.grad is not None
+    assert history.vectors.grad is None
+    assert not any(words.requires_grad for words in method.codebook)
+
+
+@pytest.mark.parametrize("semantics", ["codes", "vectors"])
+def test_gradient_of_the_whole_method(semantics: str) -> None:
+    method = make_method(keep=[2, 2], semantics=semantics)
+    history, candidates = make_case([12, 0, 1], [2, 1, 1], dtype=torch.float64)
+
+    def run(values: Tensor, wanted: Tensor) -> Tensor:
+        return method(
+            History(history.offsets, values, history.codes, history.vectors, history.age),
+            type(candidates)(
+                candidates.offsets, wanted, candidates.codes, None, candidates.request
+            ),
+        )
+
+    assert torch.autograd.gradcheck(run, (history.values, candidates.values))
+
+
+def test_agent_weight_enters_as_bias() -> None:
+    history, candidates = make_case([40], [3], dtype=torch.float64)
+    results = {}
+    for weight in ("bias", "none"):
+        torch.manual_seed(0)
+        method = make_method(agent_weight=weight, keep=[3, 2])
+        memory = method.compress(history)
+        results[weight] = method.read(memory, candidates)
+        if weight == "bias":
+            memory.log_weight = torch.zeros_like(memory.log_weight)
+            results["unweighted"] = method.read(memory, candidates)
+    assert not torch.allclose(results["bias"], results["none"])
+    torch.testing.assert_close(results["unweighted"], results["none"])
+
+
+def test_compressed_once_read_in_any_order() -> None:
+    """Serving: the cached memory gives what the whole forward gives."""
+    method = make_method(torch.float32)
+    history, candidates = make_case([20, 3], [4, 2])
+    memory = method.compress(history)
+    torch.testing.assert_close(method.read(memory, candidates), method(history, candidates))
+
+
+def test_messages() -> None:
+    with pytest.raises(UserError, match="needs semantic ids; run 'hisac-rec semantic-ids'"):
+        HiSAC(HiSACConfig(), MethodShape(DIM, (), 0))
+    with pytest.raises(UserError, match=r"history.keep = \[4\]: the codebook has 2 levels"):
+        HiSAC(HiSACConfig(keep=[4]), make_shape())
