@@ -15,7 +15,7 @@ from torchrec.modules.embedding_modules import EmbeddingCollection
 from torchrec.sparse.jagged_tensor import JaggedTensor
 
 from hisac_rec.data.batch import RequestBatch
-from hisac_rec.data.inputs import InputSpec
+from hisac_rec.data.inputs import InputSpec, Side
 from hisac_rec.methods.base import Candidates, History, HistoryMethod, request_of_rows
 from hisac_rec.methods.recent import newest_events
 from hisac_rec.ranker.arches import DenseArch, InteractionArch, OverArch
@@ -43,6 +43,7 @@ class DenseRanker(nn.Module):
         self.method = method
         self.user_lookups = spec.of_side("user")
         self.candidate_lookups = spec.of_side("candidate")
+        self.vector_sides = spec.vector_sides
         self.uses_history = method.uses_history
         self.recent = config.recent if method.uses_history else 0
         history = spec.of_side("history")
@@ -90,7 +91,7 @@ class DenseRanker(nn.Module):
                     rows, batch.owners, batch.candidate_items, batch.candidate_items.float()
                 ),
                 codes=batch.candidate_codes,
-                vectors=_of_side(vectors, "candidate"),
+                vectors=self._of_side(vectors, "candidate"),
                 request=request,
             )
             per_candidate.append(self.method(history, candidates))
@@ -109,9 +110,16 @@ class DenseRanker(nn.Module):
             offsets=batch.history_offsets,
             values=self.events(rows, batch.owners, batch.history_type, batch.history_age),
             codes=batch.history_codes,
-            vectors=_of_side(vectors, "history"),
+            vectors=self._of_side(vectors, "history"),
             age=batch.history_age,
         )
+
+    def _of_side(self, vectors: dict[str, JaggedTensor] | None, side: Side) -> Tensor | None:
+        # A sharded collection gives a lazy result, which can be asked for a key alone.
+        if vectors is None or side not in self.vector_sides:
+            return None
+        # Frozen: the table stays bit-identical because no gradient ever reaches it.
+        return vectors[f"{side}.vector"].values().detach()
 
 
 class Ranker(nn.Module):
@@ -173,11 +181,3 @@ class _Head(nn.Module):
 def _mean(events: Tensor, filled: Tensor) -> Tensor:
     """[R, S, d], [R, S] -> [R, d]."""
     return events.sum(1) / filled.sum(1, keepdim=True).clamp_min(1)
-
-
-def _of_side(vectors: dict[str, JaggedTensor] | None, side: str) -> Tensor | None:
-    key = f"{side}.vector"
-    if vectors is None or key not in vectors:
-        return None
-    # Frozen: the table stays bit-identical because no gradient ever reaches it.
-    return vectors[key].values().detach()
