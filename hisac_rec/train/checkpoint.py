@@ -190,13 +190,11 @@ def _state(model: DistributedModelParallel, optimizers: Optimizers | None) -> di
 
 
 def _require_same(path: Path, found: CheckpointManifest, expected: CheckpointManifest) -> None:
-    mine, theirs = _flatten(expected.architecture), _flatten(found.architecture)
-    for key in sorted(mine.keys() | theirs.keys()):
-        if mine.get(key) != theirs.get(key):
-            raise UserError(
-                f"{path}: the checkpoint is for another model: {key} = {theirs.get(key)!r} there, "
-                f"{mine.get(key)!r} in this configuration"
-            )
+    changed = first_difference(found.architecture, expected.architecture)
+    if changed:
+        raise UserError(
+            f"{path}: the checkpoint is for another model: {changed} in this configuration"
+        )
     if found.data_fingerprint != expected.data_fingerprint:
         raise UserError(
             f"{path}: the checkpoint was made on other data (fingerprint "
@@ -208,6 +206,15 @@ def _require_same(path: Path, found: CheckpointManifest, expected: CheckpointMan
             f"{found.semantics_fingerprint[:12]}, this data has "
             f"{expected.semantics_fingerprint[:12]}); fit them again with the same settings"
         )
+
+
+def first_difference(there: dict[str, Any], here: dict[str, Any]) -> str:
+    """``"key.path = 1 there, 2"`` for the first key of two nested tables that differs, or ""."""
+    theirs, mine = _flatten(there), _flatten(here)
+    for key in sorted(mine.keys() | theirs.keys()):
+        if mine.get(key) != theirs.get(key):
+            return f"{key} = {theirs.get(key)!r} there, {mine.get(key)!r}"
+    return ""
 
 
 def _flatten(node: Any, prefix: str = "") -> dict[str, Any]:

@@ -14,11 +14,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from hisac_rec.config import dump_toml
 from hisac_rec.errors import UserError
 from hisac_rec.planning.config import PlannerConfig
 from hisac_rec.progress import progress
-from hisac_rec.train.checkpoint import Position, load_checkpoint
+from hisac_rec.train.checkpoint import Position, first_difference, load_checkpoint
 from hisac_rec.train.distributed import Ranks, sum_over_ranks
 from hisac_rec.train.feed import Fed
 from hisac_rec.train.job import Job, resolve_plan, shard
@@ -123,17 +122,19 @@ class Trainer:
             for fed, loss, _ in steps(pipeline, feeder):
                 self._count(fed, loss)
                 advance(fed.candidates)
-                step = self.position.step
-                if step % self.config.log_every == 0:
+                evaluate = self._is_due(self.config.eval_every)
+                save = self._is_due(self.config.checkpoint_every)
+                # Logging looks for losses that are not finite: always before weights are kept.
+                if evaluate or save or self._is_due(self.config.log_every):
                     self._log()
-                if self.config.eval_every and step % self.config.eval_every == 0:
+                if evaluate:
                     pipeline.detach()
                     self._evaluate()
                     pipeline.attach()
-                    evaluated = step
+                    evaluated = self.position.step
                     if self._should_stop():
                         break
-                elif self.config.checkpoint_every and step % self.config.checkpoint_every == 0:
+                elif save:
                     self._save(is_best=False)
         pipeline.detach()
         self._log()
@@ -142,6 +143,8 @@ class Trainer:
         self.position = Position(step=self.position.step, epoch=epoch + 1)
         if evaluated != self.position.step:
             self._evaluate()
+        else:  # evaluated at the epoch's last step: only the position is new
+            self._save(is_best=False)
 
     def _count(self, fed: Fed, loss: Tensor) -> None:
         at = self.position
@@ -154,6 +157,10 @@ class Trainer:
         self.window.losses.append(loss.detach())
         self.window.fed.append(fed)
         self.optimizers.set_progress(self.position.step, self._progress())
+
+    def _is_due(self, every: int) -> bool:
+        """True at every ``every``-th step; never for 0."""
+        return every > 0 and self.position.step % every == 0
 
     def _progress(self) -> float:
         """Share of the whole training done, in candidates."""
@@ -291,9 +298,12 @@ def _check_folder(folder: RunFolder, job: Job, resume: bool) -> None:
     if resume:
         folder.checkpoints().find("last")
         before, now = folder.config(), job.config
-        if before.model_copy(update={"train": now.train}) != now:
-            log.debug("resolved before:\n%s", dump_toml(before))
+        changed = first_difference(
+            before.model_copy(update={"train": now.train}).model_dump(), now.model_dump()
+        )
+        if changed:
             raise UserError(
                 f"{folder.root / 'config.toml'}: the run was made with another model "
-                "configuration; resume with the same model file (only [train] may change)"
+                f"configuration: {changed} in this one; resume with the same model file "
+                "(only [train] may change)"
             )
