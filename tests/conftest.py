@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from hisac_rec.data.contract import PreparedData
+
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
@@ -15,3 +17,28 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip(f"real data not found: {SHARED_DATA.name} folder beside the checkout is absent")
     return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def small_data(tmp_path_factory: pytest.TempPathFactory) -> PreparedData:
+    """200 synthetic users with 20 to 120 events, semantic ids of 4 x 6 codes. Read only."""
+    from hisac_rec.data.definition import DatasetDefinition
+    from hisac_rec.data.prepare import prepare
+    from hisac_rec.semantic.fit import fit_semantic_ids, resolve_config
+
+    synthetic = {
+        "users": 200,
+        "items": 150,
+        "branches": [4, 6],
+        "length_min": 20,
+        "length_median": 40,
+        "length_max": 120,
+        "content_dim": 8,
+    }
+    codes = {"source": "content", "codes": [4, 6]}
+    definition = DatasetDefinition.model_validate(
+        {"name": "small", "synthetic": synthetic, "semantic_ids": codes}
+    )
+    data = prepare(definition, tmp_path_factory.mktemp("small") / "data")
+    fit_semantic_ids(data, resolve_config(data))
+    return data

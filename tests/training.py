@@ -1,0 +1,75 @@
+"""Small models and runs for tests of training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from hisac_rec.config import apply_overrides, validate
+from hisac_rec.data.contract import PreparedData
+from hisac_rec.ranker.config import ModelConfig
+from hisac_rec.train.distributed import Ranks, process_group
+from hisac_rec.train.evaluate import write_predictions
+from hisac_rec.train.job import open_job
+from hisac_rec.train.run import RunFolder
+from hisac_rec.train.trainer import train
+
+SMALL: dict[str, Any] = {
+    "name": "small",
+    "tables": {"dim": 8},
+    "history": {"method": "hisac", "keep": [3, 2]},
+    "ranker": {"over_layers": [16], "dense_layers": [8]},
+    "loader": {"batch_tokens": 6000, "max_candidates": 400},
+    "train": {"epochs": 1, "warmup_steps": 2, "log_every": 1},
+}
+"""About 20 steps an epoch on the ``small_data`` fixture."""
+
+
+def small_config(*overrides: str) -> ModelConfig:
+    """The small model with ``key.path=value`` overrides, resolved as a model file is."""
+    config = validate(ModelConfig, apply_overrides(SMALL, overrides), "small")
+    keys = config.method_config().model_dump(mode="json")
+    return config.model_copy(update={"history": {"method": config.method, **keys}})
+
+
+@contextmanager
+def one_process() -> Iterator[Ranks]:
+    """A process group of this process alone."""
+    with process_group() as ranks:
+        yield ranks
+
+
+def train_run(
+    config: ModelConfig, data: PreparedData, out: Path, **options: Any
+) -> dict[str, float]:
+    """Train in this process."""
+    with one_process() as ranks:
+        return train(open_job(config, data), ranks, out, **options)
+
+
+def predict_run(out: Path, data: PreparedData, **options: Any) -> dict[str, np.ndarray]:
+    """Predict the test split in this process; columns ordered by request and candidate."""
+    run = RunFolder(out)
+    with one_process() as ranks:
+        folder = write_predictions(run, data, ranks, **options)
+    return read_predictions(folder)
+
+
+def read_predictions(folder: Path) -> dict[str, np.ndarray]:
+    """Columns of the predictions, in an order that does not depend on who wrote them."""
+    table = pq.read_table(folder)
+    columns = {name: table[name].to_numpy() for name in table.column_names}
+    order = np.lexsort([columns[key] for key in ("item", "request", "user")])
+    return {name: values[order] for name, values in columns.items()}
+
+
+def logged(out: Path, group: str, name: str) -> dict[int, float]:
+    """Step -> value of one metric of ``metrics.jsonl``; the last line of a step counts."""
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line[name] for line in lines if line["group"] == group}
