@@ -15,9 +15,9 @@ def mlp(sizes: list[int], dropout: float = 0.0) -> nn.Sequential:
     """Linear layers with ReLU between and after them; dropout before each."""
     layers: list[nn.Module] = []
     for before, after in pairwise(sizes):
-        if dropout:
-            layers.append(nn.Dropout(dropout))
-        layers += [nn.Linear(before, after), nn.ReLU()]
+        # Dropout stays in at rate 0, where it costs nothing: the names of the parameters,
+        # and so a checkpoint, do not depend on the rate.
+        layers += [nn.Dropout(dropout), nn.Linear(before, after), nn.ReLU()]
     return nn.Sequential(*layers)
 
 

@@ -164,7 +164,9 @@ def load_checkpoint(
     except (OSError, RuntimeError, ValueError, KeyError, EOFError) as error:
         raise UserError(f"{path}: the checkpoint cannot be read: {error}") from error
     except dcp.api.CheckpointException as error:
-        raise UserError(f"{path}: the checkpoint cannot be read: {error}") from error
+        # The exception's own text is the tracebacks of all ranks.
+        cause = next((failure[0] for failure in error.failures.values()), error)
+        raise UserError(f"{path}: the checkpoint cannot be read: {cause}") from error
     return manifest
 
 
