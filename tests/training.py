@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +16,7 @@ import pyarrow.parquet as pq
 
 from hisac_rec.config import apply_overrides, validate
 from hisac_rec.data.contract import PreparedData
+from hisac_rec.planning.config import PlannerConfig
 from hisac_rec.ranker.config import ModelConfig
 from hisac_rec.train.distributed import Ranks, process_group
 from hisac_rec.train.evaluate import write_predictions
@@ -28,7 +32,16 @@ SMALL: dict[str, Any] = {
     "loader": {"batch_tokens": 6000, "max_candidates": 400},
     "train": {"epochs": 1, "warmup_steps": 2, "log_every": 1},
 }
-"""About 20 steps an epoch on the ``small_data`` fixture."""
+"""About 28 steps an epoch on the ``small_data`` fixture."""
+
+WHOLE_EPOCH_A_STEP = (
+    "loader.batch_tokens=100000000",
+    "loader.max_candidates=1000000",
+    "train.epochs=8",
+    "train.warmup_steps=0",
+    "train.early_stop=0",
+)
+"""Every step sees all the data: what it learns cannot depend on how data is dealt out."""
 
 
 def small_config(*overrides: str) -> ModelConfig:
@@ -73,3 +86,27 @@ def logged(out: Path, group: str, name: str) -> dict[int, float]:
     """Step -> value of one metric of ``metrics.jsonl``; the last line of a step counts."""
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     return {line["step"]: line[name] for line in lines if line["group"] == group}
+
+
+def planner_of(ranks: int, sharding: str) -> PlannerConfig:
+    """A planner config of one CPU host that shards every table in one way."""
+    return PlannerConfig.model_validate(
+        {
+            "topology": {"devices_per_host": ranks, "device": "cpu", "ddr_gib": 8},
+            "defaults": {"sharding_types": [sharding], "min_partition": 4},
+        }
+    )
+
+
+def torchrun(*arguments: str | Path, ranks: int = 2) -> None:
+    """Run ``python ARGUMENTS`` on several ranks of this machine; fails with their output."""
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)]),
+    }
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc_per_node", str(ranks), *map(str, arguments)]
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]

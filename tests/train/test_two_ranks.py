@@ -1,0 +1,133 @@
+"""Two processes over gloo: as good as one, in any sharding, and no rank waits forever."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from builders import random_rows, write_prepared
+from training import (
+    WHOLE_EPOCH_A_STEP,
+    logged,
+    predict_run,
+    read_predictions,
+    small_config,
+    torchrun,
+    train_run,
+)
+
+from hisac_rec.data.contract import SPLITS, PreparedData
+from hisac_rec.evaluation.metrics import auc
+from hisac_rec.planning.plan_io import load_plan
+from hisac_rec.train.checkpoint import read_manifest
+from hisac_rec.train.run import RunFolder
+
+pytestmark = pytest.mark.distributed
+
+SHARDINGS = ("row_wise", "column_wise", "table_wise")
+
+
+@dataclass(frozen=True)
+class Results:
+    out: Path
+    lonely: PreparedData
+    ranks: list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def results(small_data: PreparedData, tmp_path_factory: pytest.TempPathFactory) -> Results:
+    """The one launch of ``two_ranks.py``."""
+    out = tmp_path_factory.mktemp("two_ranks")
+    rows = {split: random_rows(np.random.default_rng(0), 1, 20) for split in SPLITS}
+    lonely = write_prepared(out / "lonely_data", rows=rows, files_per_split=1)
+    torchrun(Path(__file__).with_name("two_ranks.py"), small_data.root, lonely.root, out)
+    return Results(
+        out, lonely, [json.loads((out / f"rank{rank}.json").read_text()) for rank in (0, 1)]
+    )
+
+
+def test_ranks_with_unequal_data_stay_in_step(results: Results) -> None:
+    first, second = (rank["fed"] for rank in results.ranks)
+    assert len(first) == len(second) == 4
+    assert [own for own, _, _ in first][2:] == [0, 0]
+    for (own, total, scale), (other, same, same_scale) in zip(first, second, strict=True):
+        assert total == same == own + other
+        assert scale == same_scale == pytest.approx(2 / total)
+
+
+@pytest.mark.parametrize("sharding", SHARDINGS)
+def test_initial_rows_do_not_depend_on_the_sharding(results: Results, sharding: str) -> None:
+    for rank in results.ranks:
+        assert rank["shards"][sharding]["equal"]
+        assert rank["shards"][sharding]["held"] > 0
+
+
+@pytest.mark.parametrize("sharding", SHARDINGS)
+def test_every_sharding_trains(results: Results, sharding: str) -> None:
+    run = RunFolder(results.out / sharding)
+    assert {table.sharding_type for *_, table in load_plan(run.plan).tables()} == {sharding}
+    assert read_manifest(run.checkpoints().find("last")).world_size == 2
+    losses = list(logged(run.root, "train", "loss").values())
+    assert np.mean(losses[-10:]) < np.mean(losses[:10]) - 0.01
+
+
+def test_shardings_agree(results: Results) -> None:
+    """The same model, batches and steps: only rounding differs. Row-wise Adagrad keeps one
+    number a shard's row, so columns on two ranks adapt on their own."""
+    row, column, table = (
+        read_predictions(RunFolder(results.out / sharding).predictions("test"))["logit"]
+        for sharding in SHARDINGS
+    )
+    np.testing.assert_allclose(row, table, atol=1e-3)
+    assert np.corrcoef(column, table)[0, 1] > 0.9
+
+
+@pytest.mark.parametrize("sharding", SHARDINGS)
+def test_a_checkpoint_of_two_ranks_evaluates_on_one(
+    results: Results, small_data: PreparedData, sharding: str
+) -> None:
+    run = RunFolder(results.out / sharding)
+    on_two = read_predictions(run.predictions("test"))
+    on_one = predict_run(run.root, small_data, checkpoint="last")
+    for key in ("user", "request", "item", "label", "history_length"):
+        assert np.array_equal(on_one[key], on_two[key]), key
+    np.testing.assert_allclose(on_one["logit"], on_two["logit"], atol=1e-5)
+
+
+def test_one_process_learns_the_same(
+    results: Results, small_data: PreparedData, tmp_path: Path
+) -> None:
+    """With the whole epoch as one step, ranks change nothing but the order of sums."""
+    train_run(small_config(*WHOLE_EPOCH_A_STEP), small_data, tmp_path / "one")
+    one = predict_run(tmp_path / "one", small_data, checkpoint="last")
+    assert np.ptp(one["logit"]) > 0.2
+    losses = logged(tmp_path / "one", "train", "loss")
+    for sharding in ("row_wise", "table_wise"):
+        run = RunFolder(results.out / f"whole_{sharding}")
+        assert logged(run.root, "train", "loss") == pytest.approx(losses, abs=1e-4)
+        two = read_predictions(run.predictions("test"))
+        np.testing.assert_allclose(two["logit"], one["logit"], atol=1e-2)
+        aucs = [auc(found["label"], found["logit"]) for found in (one, two)]
+        assert aucs[0] == pytest.approx(aucs[1], abs=0.002)
+
+
+def test_one_process_is_as_good(results: Results, small_data: PreparedData, tmp_path: Path) -> None:
+    """In small steps the batches differ, but not how well it learns."""
+    config = small_config("history.semantics=vectors", "train.epochs=2")
+    train_run(config, small_data, tmp_path / "one")
+    one = predict_run(tmp_path / "one", small_data, checkpoint="last")
+    for sharding in SHARDINGS:
+        two = read_predictions(RunFolder(results.out / sharding).predictions("test"))
+        aucs = [auc(found["label"], found["logit"]) for found in (one, two)]
+        assert aucs[0] == pytest.approx(aucs[1], abs=0.02)
+
+
+def test_a_rank_without_any_data_ends_cleanly(results: Results) -> None:
+    run = RunFolder(results.out / "lonely")
+    assert len(run.checkpoints().steps()) == 1
+    predictions = read_predictions(run.predictions("test"))
+    assert len(predictions["label"]) == results.lonely.manifest.splits["test"].candidates
