@@ -68,7 +68,7 @@ def train(
     command = ["train", model, data, "--out", out]
     command += ["--planner", planner] if planner else []
     command += ["--plan", plan] if plan else []
-    resume = f"$(ls -d {shlex.quote(out)}/checkpoints/step-* >/dev/null 2>&1 && echo --resume)"
+    resume = f"$(test -f {shlex.quote(out)}/config.toml && echo --resume)"
     return _hisac_app(
         name,
         "train",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from pathlib import Path
 
@@ -88,3 +89,33 @@ def test_an_installed_wheel_finds_its_files_from_another_folder(
 
 def test_the_checkout_uses_its_own_folders() -> None:
     assert shipped_folder("models") == ROOT / "models"
+
+
+def test_the_demo_runs_from_an_installed_wheel_in_another_environment(
+    wheel: Path, tmp_path: Path
+) -> None:
+    environment = tmp_path / "venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(environment)], check=True)
+    (site,) = environment.glob("lib/python*/site-packages")
+    pip = [sys.executable, "-m", "pip", "--quiet", "install", "--no-deps", "--target", str(site)]
+    subprocess.run([*pip, str(wheel)], check=True)
+    # torch and the rest come from here; the wheel's own folder stands before them.
+    (site / "rest.pth").write_text(sysconfig.get_path("purelib"))
+    python = [str(environment / "bin" / "python"), "-m", "hisac_rec"]
+    small = ["synthetic.users=120", "synthetic.items=600", "semantic_ids.codes=[8,8]"]
+    sets = [word for setting in small for word in ("--data-set", setting)]
+    done = subprocess.run(
+        [*python, "demo", "--out", "shown", *sets, "--set", "train.epochs=1"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    for name in ("HiSAC", "no history", "item mean", "oracle"):
+        assert name in done.stdout
+    assert "shown/runs/hisac/report.md" in done.stdout
+    assert (tmp_path / "shown" / "runs" / "hisac" / "report.md").is_file()
+    where = [*python[:1], "-c", "import hisac_rec; print(hisac_rec.__file__)"]
+    found = subprocess.run(where, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert found.stdout.startswith(str(environment))

@@ -39,8 +39,6 @@ class TrainConfig(Strict):
     eval_every: int = Field(default=0, ge=0)
     """Evaluate on the validation split every this many steps as well as after each epoch;
     0: after each epoch alone."""
-    eval_requests: int = Field(default=0, ge=0)
-    """Use about this many validation requests for that; 0: all."""
     early_stop: int = Field(default=2, ge=0)
     """Stop after this many evaluations without a better validation metric; 0: never."""
     metric: Literal["auc", "gauc", "logloss"] = "auc"

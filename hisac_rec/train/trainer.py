@@ -54,7 +54,8 @@ def train(
         ranks: this process.
         out: the run folder; must not hold a run unless ``resume``.
         plan: a saved plan, a planner config, or None for the devices that are there.
-        resume: go on from the last checkpoint of ``out``.
+        resume: go on from the last checkpoint of ``out``, or start again where the run died
+            before its first.
 
     Returns:
         The best validation metrics.
@@ -68,7 +69,8 @@ def train(
     sharding = resolve_plan(job, ranks, plan)
     model = shard(job, sharding, ranks)
     trainer = Trainer(job, ranks, folder, model, Optimizers(model, job.config.train))
-    if resume:
+    # A job that died before its first checkpoint left none: it starts again.
+    if resume and trainer.checkpoints.steps():
         trainer.resume()
     elif ranks.first:
         folder.create(job, sharding, world_size=ranks.world_size, device=ranks.device.type)
@@ -296,7 +298,6 @@ def _check_folder(folder: RunFolder, job: Job, resume: bool) -> None:
     if resume and not exists:
         raise UserError(f"{folder.root}: no run to resume there")
     if resume:
-        folder.checkpoints().find("last")
         before, now = folder.config(), job.config
         changed = first_difference(
             before.model_copy(update={"train": now.train}).model_dump(), now.model_dump()
