@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from hisac_rec.errors import UserError
 from hisac_rec.methods.blocks import block_size, make_blocks
 
 
@@ -22,12 +23,18 @@ class CandidateAttention(nn.Module):
     Args:
         dim: d.
         heads: H, a divisor of d.
+
+    Raises:
+        UserError: ``heads`` is no divisor of ``dim``.
     """
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
         if dim % heads:
-            raise ValueError(f"dim {dim} is not divisible by {heads} heads")
+            raise UserError(
+                f"history.heads = {heads} does not divide tables.dim = {dim}; "
+                "choose a divisor of tables.dim"
+            )
         self.heads = heads
         self.query = nn.Linear(dim, dim, bias=False)
         self.key = nn.Linear(dim, dim, bias=False)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from hisac_rec.errors import UserError
 from hisac_rec.methods.attention import CandidateAttention
 
 DIM = 8
@@ -87,5 +88,5 @@ def test_no_candidates() -> None:
 
 
 def test_heads_must_divide_the_width() -> None:
-    with pytest.raises(ValueError, match="dim 8 is not divisible by 3 heads"):
+    with pytest.raises(UserError, match=r"history.heads = 3 does not divide tables.dim = 8"):
         CandidateAttention(8, 3)
