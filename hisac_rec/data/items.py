@@ -12,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from hisac_rec.data.contract import PreparedData
-from hisac_rec.data.inputs import InputSpec
+from hisac_rec.data.inputs import InputSpec, Lookup
 from hisac_rec.data.jagged import Ints, take_ranges
 from hisac_rec.errors import UserError
 
@@ -67,7 +67,7 @@ def load_items(data: PreparedData, spec: InputSpec, codes: NDArray[np.int32] | N
         codes: [I, D] of the data set's semantic ids, None where there are none.
 
     Raises:
-        UserError: a column is absent.
+        UserError: a column is absent, or holds an id beyond its table.
     """
     single: dict[str, NDArray[np.int32]] = {}
     multi: dict[str, Ragged] = {}
@@ -78,9 +78,10 @@ def load_items(data: PreparedData, spec: InputSpec, codes: NDArray[np.int32] | N
         column = _items_column(data, lookup.column)
         if lookup.multi:
             offsets = column.offsets.to_numpy().astype(np.int64)
-            multi[lookup.column] = Ragged(offsets, column.values.to_numpy())
+            ids = _checked(data, spec, lookup, column.values, offsets)
+            multi[lookup.column] = Ragged(offsets, ids)
         else:
-            single[lookup.column] = column.to_numpy(zero_copy_only=False)
+            single[lookup.column] = _checked(data, spec, lookup, column, np.arange(len(column) + 1))
     if codes is None:
         codes = np.zeros((data.manifest.items, 0), dtype=np.int32)
     prefixes: dict[str, Ints] = {}
@@ -89,6 +90,25 @@ def load_items(data: PreparedData, spec: InputSpec, codes: NDArray[np.int32] | N
         path = path * count + codes[:, level - 1]
         prefixes[f"prefix{level}"] = path
     return ItemStore(single, multi, codes, prefixes)
+
+
+def _checked(
+    data: PreparedData, spec: InputSpec, lookup: Lookup, column: pa.Array, offsets: Ints
+) -> NDArray[np.int32]:
+    """The ids of a column; those beyond the table as ``out_of_range`` says."""
+    ids = column.fill_null(-1).to_numpy(zero_copy_only=False)
+    bad = (ids < 0) | (ids >= lookup.rows)
+    if not bad.any():
+        return ids
+    if spec.out_of_range == "error":
+        at = int(np.argmax(bad))
+        row = int(np.searchsorted(offsets, at, side="right")) - 1
+        raise UserError(
+            f"{data.root / 'items.parquet'}: row {row}: {lookup.column} = {column[at]} is outside "
+            f"its table of {lookup.rows:,} rows; prepare the data again, or set "
+            "inputs.out_of_range=unknown to send such ids to the unknown row"
+        )
+    return np.where(bad, 0, ids).astype(ids.dtype)
 
 
 def _items_column(data: PreparedData, name: str) -> pa.Array:

@@ -222,8 +222,9 @@ def _check_ids(
 ) -> RequestTable:
     """Ids beyond their table: an error naming feature, id, file and row, or the unknown id."""
     fixed: dict[str, Any] = {}
-    columns: dict[str, tuple[NDArray[np.int32], int]] = {
+    columns: dict[str, tuple[NDArray[np.integer], int]] = {
         "history_item": (table.history_item, spec.items),
+        "history_type": (table.history_type, spec.event_types),
         "candidate_item": (table.candidate_item, spec.items),
     }
     users = dict(table.users)
@@ -241,7 +242,7 @@ def _check_ids(
                 f"its table of {limit:,} rows; prepare the data again, or set "
                 "inputs.out_of_range=unknown to send such ids to the unknown row"
             )
-        mended = np.where(bad, 0, ids).astype(np.int32)
+        mended = np.where(bad, 0, ids).astype(ids.dtype)
         if name.startswith("users."):
             users[name.removeprefix("users.")] = mended
         else:
