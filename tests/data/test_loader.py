@@ -279,6 +279,10 @@ def set_history(row: dict[str, Any]) -> None:
     row["requests"][-1] |= {"history_end": len(row["history_item"]), "time": 5_000}
 
 
+def set_type(row: dict[str, Any]) -> None:
+    row["history_type"][0] = 1
+
+
 def set_candidate(row: dict[str, Any]) -> None:
     row["requests"][0]["items"][0] = -1
 
@@ -291,6 +295,7 @@ def set_user_feature(row: dict[str, Any]) -> None:
     ("change", "message"),
     [
         (set_history, r"history_item = 50 is outside its table of 50 rows"),
+        (set_type, r"history_type = 1 is outside its table of 1 rows"),
         (set_candidate, r"candidate_item = -1 is outside its table of 50 rows"),
         (set_user_feature, r"age = 7 is outside its table of 7 rows"),
     ],
