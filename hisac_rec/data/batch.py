@@ -51,7 +51,8 @@ class RequestBatch(Pipelineable):
     oracle: Tensor
     """[N] float32 true click probability, or [0] where unknown. No model reads it."""
     loss_scale: Tensor
-    """[] float32: what the sum of losses is multiplied by (1 / candidates of all ranks)."""
+    """[] float32: what the sum of losses is multiplied by (ranks / candidates of all ranks;
+    the ranks' gradients are averaged)."""
 
     def to(self, device: torch.device, non_blocking: bool = False) -> RequestBatch:
         """Copy to a device."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from hisac_rec.errors import UserError
 from hisac_rec.methods.base import History, MethodShape
-from hisac_rec.methods.hisac.method import HiSAC, HiSACConfig
+from hisac_rec.methods.hisac.method import HiSAC, HiSACConfig, path_vote_features
 from hisac_rec.methods.hisac.reference import path_vector, route, vote
 
 
@@ -178,3 +179,28 @@ def test_messages() -> None:
         HiSAC(HiSACConfig(), MethodShape(DIM, (), 0))
     with pytest.raises(UserError, match=r"history.keep = \[4\]: the codebook has 2 levels"):
         HiSAC(HiSACConfig(keep=[4]), make_shape())
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    lengths=st.lists(st.sampled_from([0, 1, 5, 60]), min_size=1, max_size=4),
+    keep=st.tuples(st.integers(1, 4), st.integers(1, 6)),
+    seed=st.integers(0, 99),
+)
+def test_path_votes_are_the_agents_votes_along_the_candidates_path(
+    lengths: list[int], keep: tuple[int, int], seed: int
+) -> None:
+    method = make_method(keep=list(keep))
+    history, candidates = make_case(lengths, [2] * len(lengths), dtype=torch.float64, seed=seed)
+    got = path_vote_features(method.compress(history), candidates, CODES)
+    for row, (request, codes) in enumerate(
+        zip(candidates.request.tolist(), candidates.codes.tolist(), strict=True)
+    ):
+        rows = slice(*history.offsets[request : request + 2].tolist())
+        agents = vote([tuple(path) for path in history.codes[rows].tolist()], list(keep))
+        total = max(1, sum(agents.values()))
+        expected = []
+        for level in (2, 1):
+            here = sum(v for path, v in agents.items() if list(path[:level]) == codes[:level])
+            expected += [math.log1p(here), here / total]
+        assert got[row].tolist() == pytest.approx(expected, abs=1e-6)

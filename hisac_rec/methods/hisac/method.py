@@ -6,6 +6,7 @@ s semantic width, D levels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -24,9 +25,13 @@ from hisac_rec.methods.hisac.voting import (
     Leaves,
     activate,
     count_leaves,
+    path_numbers,
     path_vectors,
     to_slots,
 )
+
+VOTE_FEATURES = 2
+"""Numbers per level that tell a candidate's strength: log votes and share of votes."""
 
 
 class HiSACConfig(Strict):
@@ -49,6 +54,10 @@ class HiSACConfig(Strict):
     scores, "none" leaves them out."""
     weight_power: float = Field(default=1.0, ge=0)
     """Softness of the weights: w_a is votes ** weight_power, normalised per request."""
+    path_votes: bool = True
+    """Tell the ranker how strong the candidate's own interest is: the agents' votes along the
+    candidate's semantic-ID path, per level. Not in the paper: routed vectors are averages and
+    forget how many events stand behind them."""
     heads: int = Field(default=2, gt=0)
     """Heads of the candidate attention; a divisor of tables.dim."""
 
@@ -75,7 +84,7 @@ class AgentMemory:
 class HiSAC(HistoryMethod):
     """Hierarchical voting, sparse activation, soft routing, candidate attention.
 
-    Source: HiSAC, arXiv 2602.21009; DESIGN.md section 2. The candidate attention has a
+    Source: HiSAC, arXiv 2602.21009; docs/method.md. The candidate attention has a
     learned null slot, which the paper does not mention.
 
     Raises:
@@ -100,6 +109,11 @@ class HiSAC(HistoryMethod):
         for level, words in enumerate(shape.codebook):
             self.register_buffer(f"codebook_{level}", words.detach().clone())
         self.attention = CandidateAttention(shape.dim, config.heads)
+        if config.path_votes:
+            features = VOTE_FEATURES * len(self.code_counts)
+            self.strength = nn.Sequential(
+                nn.Linear(features, shape.dim), nn.ReLU(), nn.Linear(shape.dim, shape.dim)
+            )
 
     @classmethod
     def vector_sides(cls, config: HiSACConfig) -> tuple[Side, ...]:
@@ -129,9 +143,13 @@ class HiSAC(HistoryMethod):
     def read(self, memory: AgentMemory, candidates: Candidates) -> Tensor:
         """[N, d]: multi-head target attention over the agents."""
         bias = memory.log_weight if self.config.agent_weight == "bias" else None
-        return self.attention(
+        interest = self.attention(
             candidates.values, candidates.offsets, memory.vectors, memory.filled, bias
         )
+        if self.config.path_votes:
+            features = path_vote_features(memory, candidates, self.code_counts)
+            interest = interest + self.strength(features.to(interest.dtype))
+        return interest
 
     def _route(
         self, history: History, leaves: Leaves, agents: Agents, slot: Tensor, filled: Tensor
@@ -161,6 +179,35 @@ class HiSAC(HistoryMethod):
         dense = _spread(score, agents, slot, filled, empty=float("-inf"))
         # A request without agents has only -inf: log_softmax gives nan there, masked here.
         return torch.where(filled, dense.log_softmax(dim=-1), 0.0)
+
+
+def path_vote_features(
+    memory: AgentMemory, candidates: Candidates, code_counts: Sequence[int]
+) -> Tensor:
+    """Strength of the candidate's own interest, from what a cache holds.
+
+    For each level: log(1 + votes) of the agents below the candidate's node, and their share
+    of all agents' votes.
+
+    Args:
+        memory: of :meth:`HiSAC.compress`.
+        candidates: their codes are read.
+        code_counts: C_1..C_D.
+
+    Returns:
+        [N, 2 D] float32. O(N K D) integer operations.
+    """
+    agents = memory.path[candidates.request]
+    votes = memory.votes[candidates.request]
+    total = votes.sum(1).clamp_min(1)
+    node = path_numbers(candidates.codes, code_counts)
+    features = []
+    for count in reversed(code_counts):
+        here = torch.where(agents == node.unsqueeze(1), votes, 0).sum(1)
+        features += [here.float().log1p(), here / total]
+        # Floor division keeps the -1 of unfilled slots negative: it never matches a node.
+        agents, node = agents.div(count, rounding_mode="floor"), node // count
+    return torch.stack(features, dim=1)
 
 
 def _spread(

@@ -1,4 +1,4 @@
-"""Soft-routing attention as one operator (DESIGN section 2, point 3).
+"""Soft-routing attention as one operator (docs/method.md).
 
 ``alpha[a, i] = softmax over i of (-||e_i - z_a|| / tau)`` and ``zhat_a = sum_i alpha e'_i``.
 Queries and keys are frozen: no gradient flows through alpha, so the backward pass is

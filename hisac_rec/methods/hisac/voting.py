@@ -1,4 +1,4 @@
-"""Hierarchical voting and sparse activation (HiSAC, arXiv 2602.21009; DESIGN section 2).
+"""Hierarchical voting and sparse activation (HiSAC, arXiv 2602.21009; docs/method.md).
 
 Per request, bottom-up: a leaf's votes are its events, an inner node's the sum over its
 children. Top-down: under each surviving parent only its top-k children by votes survive;
