@@ -77,7 +77,7 @@ class CandidateAttention(nn.Module):
             attn_mask=scores[blocks.request],
         )
         joined = attended.transpose(1, 2).flatten(2)
-        return self.out(blocks.scatter(joined, len(candidates)))
+        return self.out(blocks.rows(joined))
 
     def _split(self, rows: Tensor) -> Tensor:
         """[x, y, d] -> [x, H, y, d/H]."""

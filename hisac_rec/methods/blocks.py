@@ -20,21 +20,22 @@ class Blocks:
         request: [n] int64 request of each block, ascending.
         index: [n, B] int64 row of each place; the request's first row where masked.
         mask: [n, B] bool, True where a place holds a row.
+        place: [T] int64, where among the n B places each row lies.
     """
 
     request: Tensor
     index: Tensor
     mask: Tensor
+    place: Tensor
 
     def gather(self, rows: Tensor) -> Tensor:
         """[T, ...] -> [n, B, ...]; masked places repeat a valid row. O(n B width)."""
-        return rows[self.index]
+        taken = rows.index_select(0, self.index.flatten())
+        return taken.unflatten(0, (len(self.request), self.index.shape[1]))
 
-    def scatter(self, blocked: Tensor, rows: int) -> Tensor:
-        """[n, B, ...] -> [rows, ...]: the inverse of :meth:`gather` on unmasked places."""
-        result = blocked.new_zeros((rows, *blocked.shape[2:]))
-        result[self.index[self.mask]] = blocked[self.mask]
-        return result
+    def rows(self, blocked: Tensor) -> Tensor:
+        """[n, B, ...] -> [T, ...]: the inverse of :meth:`gather`. O(T width)."""
+        return blocked.flatten(0, 1).index_select(0, self.place)
 
 
 def make_blocks(offsets: Tensor, size: int) -> Blocks:
@@ -48,7 +49,9 @@ def make_blocks(offsets: Tensor, size: int) -> Blocks:
     start = offsets[request] + within * size
     index = start[:, None] + place
     mask = index < offsets[request + 1][:, None]
-    return Blocks(request, torch.where(mask, index, start[:, None]), mask)
+    # Blocks hold the rows in order, so the unmasked places in order are the rows' places.
+    place = mask.flatten().nonzero().squeeze(1)
+    return Blocks(request, torch.where(mask, index, start[:, None]), mask, place)
 
 
 def block_size(rows: int, requests: int, *, smallest: int = 16, largest: int = 128) -> int:

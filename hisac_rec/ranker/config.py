@@ -20,7 +20,7 @@ class TableConfig(Strict):
 
     dim: int = Field(default=32, gt=0)
     """Width of every trained row."""
-    init_scale: float = Field(default=0.1, gt=0)
+    init_scale: float = Field(default=0.05, gt=0)
     """Rows start uniform in [-init_scale, init_scale]."""
     dtype: Literal["fp32", "fp16"] = "fp32"
     """Storage of the trained tables; gradients and optimiser state stay fp32."""
@@ -33,7 +33,7 @@ class RankerConfig(Strict):
     """Hidden layers of the DenseArch over context features; its output has tables.dim."""
     over_layers: list[int] = [128, 64]
     """Hidden layers of the OverArch; a final layer to one logit follows."""
-    dropout: float = Field(default=0.0, ge=0, lt=1)
+    dropout: float = Field(default=0.1, ge=0, lt=1)
     """Dropout before every OverArch layer."""
     include_vectors: bool = True
     """Feed the feature vectors themselves to the OverArch, beside their dot products."""

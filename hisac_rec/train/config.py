@@ -12,13 +12,13 @@ from hisac_rec.config import Strict
 class TrainConfig(Strict):
     """How the model is optimised. Defaults were chosen by measurement: docs/training.md."""
 
-    epochs: int = Field(default=2, gt=0)
+    epochs: int = Field(default=3, gt=0)
     """Passes over the training split."""
     seed: int = 0
     """Seeds initial weights, shuffling and dropout."""
-    dense_lr: float = Field(default=3e-3, gt=0)
+    dense_lr: float = Field(default=1e-3, gt=0)
     """Peak learning rate of the dense parameters (Adam)."""
-    sparse_lr: float = Field(default=0.3, gt=0)
+    sparse_lr: float = Field(default=0.2, gt=0)
     """Peak learning rate of the tables (row-wise Adagrad, fused into the backward pass)."""
     sparse_optimizer: Literal["rowwise_adagrad", "adagrad", "sgd"] = "rowwise_adagrad"
     """Fused optimiser of the tables; these three run on CPU and GPU."""

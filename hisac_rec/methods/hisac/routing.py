@@ -111,7 +111,8 @@ class _SoftRoute(torch.autograd.Function):
             at = blocks.request
             weights = (_scores(frozen, blocks) - highest[at].unsqueeze(-1)).exp_()
             part = torch.bmm(weights.transpose(1, 2).to(gradient.dtype), scaled[at])
-            result[blocks.index[blocks.mask]] = part[blocks.mask]
+            first = int(blocks.index[0, 0])
+            result[first : first + len(blocks.place)] = blocks.rows(part)
         return result, None, None, None, None, None, None
 
 
@@ -137,7 +138,9 @@ def _chunks(frozen: Frozen) -> Iterator[Blocks]:
         if end <= begin:  # a single request beyond the limit goes alone
             end = int(ends[int(torch.searchsorted(ends, begin, right=True))])
         part = slice(begin, end)
-        yield Blocks(blocks.request[part], blocks.index[part], blocks.mask[part])
+        mask = blocks.mask[part]
+        place = mask.flatten().nonzero().squeeze(1)
+        yield Blocks(blocks.request[part], blocks.index[part], mask, place)
         begin = end
 
 
@@ -145,7 +148,9 @@ def _scores(frozen: Frozen, blocks: Blocks) -> Tensor:
     """[n, K, B]: -distance / tau, -inf at masked places."""
     keys = blocks.gather(frozen.keys)
     queries = frozen.queries[blocks.request]
-    squares = keys.square().sum(-1).unsqueeze(1) + queries.square().sum(-1).unsqueeze(2)
+    key_norms = torch.linalg.vecdot(frozen.keys, frozen.keys)
+    query_norms = torch.linalg.vecdot(frozen.queries, frozen.queries)
+    squares = blocks.gather(key_norms).unsqueeze(1) + query_norms[blocks.request].unsqueeze(2)
     distance = torch.baddbmm(squares, queries, keys.transpose(1, 2), alpha=-2.0).clamp_min_(0.0)
     if not frozen.squared:
         distance.sqrt_()
