@@ -28,7 +28,7 @@ SMALL: dict[str, Any] = {
     "name": "small",
     "tables": {"dim": 8},
     "history": {"method": "hisac", "keep": [3, 2]},
-    "ranker": {"over_layers": [16], "dense_layers": [8]},
+    "ranker": {"over_layers": [16], "dense_layers": [8], "dropout": 0.0},
     "loader": {"batch_tokens": 6000, "max_candidates": 400},
     "train": {"epochs": 1, "warmup_steps": 2, "log_every": 1},
 }
