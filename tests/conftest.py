@@ -5,8 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from hisac_rec.data.contract import PreparedData
+
+# Small tensors on a busy machine: threads that wait for each other cost more than they bring.
+torch.set_num_threads(1)
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -23,7 +23,7 @@ from hisac_rec.errors import UserError
 COMMANDS = ("doctor", "prepare", "semantic-ids", "plan", "train", "evaluate", "demo")
 """In the order in which a newcomer meets them."""
 
-LIBRARIES = ("torchrec", "torch", "fbgemm_gpu", "matplotlib", "root")
+LIBRARIES = ("torchrec", "torch", "fbgemm_gpu", "matplotlib")
 """Loggers whose every-day lines are shown with --verbose alone."""
 
 log = logging.getLogger("hisac_rec")
@@ -42,6 +42,11 @@ def _show_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"hisac-rec {__version__}")
         raise typer.Exit
+
+
+def _not_from_the_root_logger(record: logging.LogRecord) -> bool:
+    """Our own lines come from named loggers; fbgemm chats through the root logger."""
+    return record.name != "root" or record.levelno >= logging.WARNING
 
 
 @app.callback()
@@ -68,6 +73,8 @@ def _root(
         force=True,
     )
     if not verbose:
+        for handler in logging.getLogger().handlers:
+            handler.addFilter(_not_from_the_root_logger)
         for name in LIBRARIES:
             logging.getLogger(name).setLevel(logging.WARNING)
         # Deprecations inside torch and torchrec that no user of this command can act on.
