@@ -132,7 +132,7 @@ def test_kubernetes_gets_the_image_the_command_and_the_resources():
         (container,) = task["template"]["spec"]["containers"]
         assert container["image"] == "example/hisac:1"
         assert container["command"][:2] == ["bash", "-c"]
-        words = shlex.split(container["command"][2].split(" $(ls")[0])
+        words = shlex.split(container["command"][2].split(" $(test")[0])
         assert words[:4] == ["exec", "python", "-m", "torch.distributed.run"]
         assert after(words, "--rdzv-endpoint") == f"${{{host}:=localhost}}:29500"
         assert words[-len(COMMAND) :] == COMMAND
