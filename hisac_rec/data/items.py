@@ -15,6 +15,7 @@ from hisac_rec.data.contract import PreparedData
 from hisac_rec.data.inputs import InputSpec, Lookup
 from hisac_rec.data.jagged import Ints, take_ranges
 from hisac_rec.errors import UserError
+from hisac_rec.semantic.store import prefix_ids
 
 
 @dataclass(frozen=True)
@@ -84,11 +85,8 @@ def load_items(data: PreparedData, spec: InputSpec, codes: NDArray[np.int32] | N
             single[lookup.column] = _checked(data, spec, lookup, column, np.arange(len(column) + 1))
     if codes is None:
         codes = np.zeros((data.manifest.items, 0), dtype=np.int32)
-    prefixes: dict[str, Ints] = {}
-    path = np.zeros(len(codes), dtype=np.int64)
-    for level, count in enumerate(spec.code_counts, start=1):
-        path = path * count + codes[:, level - 1]
-        prefixes[f"prefix{level}"] = path
+    nodes = prefix_ids(codes, spec.code_counts)
+    prefixes = {f"prefix{level}": column for level, column in enumerate(nodes.T, start=1)}
     return ItemStore(single, multi, codes, prefixes)
 
 

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from hisac_rec.data.contract import ORACLE_FIELD, Manifest, PreparedData, Split, split_schema
 from hisac_rec.data.inputs import InputSpec
 from hisac_rec.data.jagged import Ints, offsets_of, take_ranges
+from hisac_rec.data.validate import damaged, open_parquet
 from hisac_rec.errors import UserError
 
 UNITS_PER_SHARD = 4
@@ -113,7 +113,7 @@ def list_units(data: PreparedData, split: Split, *, shards: int) -> list[Unit]:
     """
     groups: list[tuple[Path, int, int]] = []
     for path in data.split_files(split):
-        metadata = _open(path).metadata
+        metadata = open_parquet(path).metadata
         row = 0
         for group in range(metadata.num_row_groups):
             groups.append((path, group, row))
@@ -131,12 +131,12 @@ def read_unit(unit: Unit, manifest: Manifest, spec: InputSpec) -> RequestTable:
     schema = split_schema(
         [feature.name for feature in manifest.user_features], oracle=manifest.has_oracle
     )
-    file = _open(unit.path)
+    file = open_parquet(unit.path)
     _check_schema(unit.path, file.schema_arrow, schema)
     try:
         table = file.read_row_group(unit.row_group, columns=schema.names)
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{unit.path}: damaged Parquet file ({error}); prepare it again") from None
+        raise damaged(unit.path, error) from None
     begin = table.num_rows * unit.part // unit.parts
     end = table.num_rows * (unit.part + 1) // unit.parts
     table = table.slice(begin, end - begin).combine_chunks()
@@ -257,15 +257,6 @@ def _row_of(table: RequestTable, history_offsets: Ints, name: str, at: int) -> i
     if name == "candidate_item":
         return int(table.user_row[np.searchsorted(table.candidate_end, at, side="right")])
     return int(np.searchsorted(history_offsets, at, side="right")) - 1
-
-
-def _open(path: Path) -> pq.ParquetFile:
-    try:
-        return pq.ParquetFile(path, memory_map=True)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; prepare the data again") from None
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path}: damaged Parquet file ({error}); prepare it again") from None
 
 
 def _check_schema(path: Path, found: pa.Schema, expected: pa.Schema) -> None:
