@@ -124,8 +124,10 @@ class BatchAssembler:
             history_codes=_tensor(self._items.codes[history_item]),
             history_type=_tensor(history_type),
             history_age=torch.from_numpy(history_age),
+            history_features=self._raw_features(history_item),
             candidate_offsets=_tensor(candidate_offsets),
             candidate_codes=_tensor(self._items.codes[candidate_item]),
+            candidate_features=self._raw_features(candidate_item),
             owners=owners,
             labels=torch.from_numpy(np.array(labels, dtype=np.float32)),
             request_rows=_tensor(request_rows),
@@ -133,6 +135,12 @@ class BatchAssembler:
             oracle=torch.from_numpy(np.array(oracle, dtype=np.float32)),
             loss_scale=torch.tensor(1.0 / max(1, len(labels))),
         )
+
+    def _raw_features(self, items: Ints) -> dict[str, Tensor]:
+        return {
+            lookup.key: _tensor(self._items.column(lookup.column, items))
+            for lookup in self._spec.item_features
+        }
 
 
 def _tensor(values: NDArray[np.integer]) -> Tensor:

@@ -36,10 +36,14 @@ class RequestBatch(Pipelineable):
     """[T] int64: event types."""
     history_age: Tensor
     """[T] float32: request time minus event time, in the data set's unit of time."""
+    history_features: dict[str, Tensor]
+    """Item feature that the method reads raw -> [T] int64 ids."""
     candidate_offsets: Tensor
     """[R+1] int64: candidates of request r are rows ``offsets[r]:offsets[r+1]`` of N."""
     candidate_codes: Tensor
     """[N, D] int64: semantic-ID codes of the candidates."""
+    candidate_features: dict[str, Tensor]
+    """Item feature that the method reads raw -> [N] int64 ids."""
     owners: dict[str, Tensor]
     """Multi-valued feature key -> [values] int64: the row of T or N each value belongs to."""
     labels: Tensor

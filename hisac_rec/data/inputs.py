@@ -63,6 +63,8 @@ class InputSpec:
     vector_sides: tuple[Side, ...]
     """Sides whose frozen semantic vectors the history method reads."""
     vector_dim: int
+    item_features: tuple[Lookup, ...]
+    """Single-valued item features whose raw ids the history method reads, of both sides."""
     items: int
     event_types: int
     max_history: int | None
@@ -87,6 +89,7 @@ def build_input_spec(
     *,
     vector_sides: tuple[Side, ...] = (),
     vector_dim: int = 0,
+    item_features: tuple[str, ...] = (),
 ) -> InputSpec:
     """Resolve what the model file asks for against what the data set has.
 
@@ -96,6 +99,7 @@ def build_input_spec(
         code_counts: codes per level of the codebook; empty without semantic ids.
         vector_sides: sides whose semantic vectors the history method reads.
         vector_dim: width of those vectors.
+        item_features: single-valued item features whose raw ids the method reads.
 
     Raises:
         UserError: a feature does not exist or semantic ids are asked for and absent.
@@ -119,6 +123,7 @@ def build_input_spec(
         code_counts=code_counts,
         vector_sides=vector_sides,
         vector_dim=vector_dim,
+        item_features=_single_valued(item_features, manifest),
         items=manifest.items,
         event_types=max(1, len(manifest.event_types)),
         max_history=config.max_history,
@@ -146,6 +151,18 @@ def _item_side(
             feature = features[name]
             lookups.append(Lookup(f"{side}.{name}", name, feature.rows, side, name, feature.multi))
     return lookups
+
+
+def _single_valued(names: tuple[str, ...], manifest: Manifest) -> tuple[Lookup, ...]:
+    single = {feature.name: feature for feature in manifest.item_features if not feature.multi}
+    for name in names:
+        if name not in single:
+            raise UserError(
+                f"the history method reads the item feature '{name}', which the data set does "
+                f"not have as a single-valued one{did_you_mean(name, single)}; it has: "
+                f"{', '.join(single) or 'none'}"
+            )
+    return tuple(Lookup(name, name, single[name].rows, "candidate", name) for name in names)
 
 
 def _code_lookups(side: Side, kind: str, code_counts: tuple[int, ...]) -> list[Lookup]:

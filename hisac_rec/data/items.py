@@ -73,7 +73,7 @@ def load_items(data: PreparedData, spec: InputSpec, codes: NDArray[np.int32] | N
     single: dict[str, NDArray[np.int32]] = {}
     multi: dict[str, Ragged] = {}
     derived = ("item", "sid", "prefix")
-    for lookup in spec.lookups:
+    for lookup in (*spec.lookups, *spec.item_features):
         if lookup.side == "user" or lookup.column.startswith(derived):
             continue
         column = _items_column(data, lookup.column)

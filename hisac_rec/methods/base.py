@@ -1,9 +1,10 @@
 """The interface of history methods, and how one is found by name.
 
-A method turns a jagged history into one interest vector per candidate, in two steps:
+A method turns a jagged history into interest vectors per candidate, in two steps:
 ``compress`` sees the history alone (once per request; its result can be cached) and
-``read`` brings in the candidates. Legend: R requests, T events, N candidates, D levels,
-d width of trained embeddings, s width of frozen semantic vectors.
+``read`` brings in the candidates. Legend: R requests, T events, N candidates, V interest
+vectors a candidate, D levels, d width of trained embeddings, s width of frozen semantic
+vectors.
 
 A new method is one new file: ``hisac_rec/methods/<name>.py`` (or any importable module)
 that defines a :class:`HistoryMethod` called ``Method``. In the model file
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -39,6 +40,8 @@ class History:
     """[T, s] frozen semantic vectors e, where the method asked for them."""
     age: Tensor
     """[T] float32: request time minus event time."""
+    features: dict[str, Tensor] = field(default_factory=dict)
+    """Single-valued item features the method asked for, name -> [T] int64 ids."""
 
     @property
     def num_requests(self) -> int:
@@ -60,6 +63,8 @@ class Candidates:
     """[N, s] frozen semantic vectors, where the method asked for them."""
     request: Tensor
     """[N] int64: the request of each candidate."""
+    features: dict[str, Tensor] = field(default_factory=dict)
+    """Single-valued item features the method asked for, name -> [N] int64 ids."""
 
 
 @dataclass(frozen=True)
@@ -88,13 +93,26 @@ class HistoryMethod(nn.Module):
     uses_history: ClassVar[bool] = True
     """False: the ranker feeds no history at all, neither long nor short."""
 
+    compresses: ClassVar[bool] = False
+    """True where ``compress`` leaves a memory of bounded size, whatever the history's length:
+    what a cache may hold per user."""
+
     def __init__(self, config: Any, shape: MethodShape) -> None:
         super().__init__()
         self.dim = shape.dim
+        self.interests = 1
+        """V: how many vectors ``read`` gives a candidate."""
+        self.auxiliary_weight = 0.0
+        """Weight of the loss of :meth:`auxiliary`; 0: it is not asked."""
 
     @classmethod
     def vector_sides(cls, config: Any) -> tuple[Side, ...]:
         """Sides ("history", "candidate") whose frozen semantic vectors are read."""
+        return ()
+
+    @classmethod
+    def item_features(cls, config: Any) -> tuple[str, ...]:
+        """Single-valued item features whose raw ids are read, of events and candidates."""
         return ()
 
     def compress(self, history: History) -> Any:
@@ -102,11 +120,15 @@ class HistoryMethod(nn.Module):
         raise NotImplementedError
 
     def read(self, memory: Any, candidates: Candidates) -> Tensor:
-        """[N, d] interest vector of every candidate."""
+        """[N, V, d] interest vectors of every candidate."""
+        raise NotImplementedError
+
+    def auxiliary(self, memory: Any, candidates: Candidates) -> Tensor:
+        """[N] logits of a second loss against the same labels, asked in training alone."""
         raise NotImplementedError
 
     def forward(self, history: History, candidates: Candidates) -> Tensor:
-        """[N, d]: compress once per request, then read for its candidates."""
+        """[N, V, d]: compress once per request, then read for its candidates."""
         return self.read(self.compress(history), candidates)
 
 
@@ -114,7 +136,7 @@ def method_names() -> list[str]:
     """Names of the shipped methods."""
     package = importlib.import_module("hisac_rec.methods")
     modules = {module.name for module in pkgutil.iter_modules(package.__path__)}
-    return sorted(modules - {"base", "blocks", "attention"})
+    return sorted(modules - {"base", "parts"})
 
 
 def find_method(name: str) -> type[HistoryMethod]:

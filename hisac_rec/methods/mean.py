@@ -21,6 +21,7 @@ class Method(HistoryMethod):
     """The mean of all event embeddings (YouTube DNN's pooling); zeros without events."""
 
     Config: ClassVar[type[Strict]] = MeanConfig
+    compresses = True
 
     def compress(self, history: History) -> Tensor:
         """[R, d] mean of the events. O(T d)."""
@@ -30,5 +31,5 @@ class Method(HistoryMethod):
         return sums / history.offsets.diff().clamp_min(1).unsqueeze(1)
 
     def read(self, memory: Tensor, candidates: Candidates) -> Tensor:
-        """[N, d]: the request's mean. O(N d)."""
-        return memory[candidates.request]
+        """[N, 1, d]: the request's mean. O(N d)."""
+        return memory[candidates.request].unsqueeze(1)

@@ -19,10 +19,11 @@ class Method(HistoryMethod):
 
     Config: ClassVar[type[Strict]] = NoHistoryConfig
     uses_history: ClassVar[bool] = False
+    compresses = True
 
     def compress(self, history: History) -> None:
         """Nothing to remember."""
 
     def read(self, memory: None, candidates: Candidates) -> Tensor:
-        """[N, d] zeros."""
-        return candidates.values.new_zeros((candidates.values.shape[0], self.dim))
+        """[N, 1, d] zeros."""
+        return candidates.values.new_zeros((candidates.values.shape[0], 1, self.dim))

@@ -12,8 +12,8 @@ from pydantic import Field
 from torch import Tensor
 
 from hisac_rec.config import Strict
-from hisac_rec.methods.attention import CandidateAttention
 from hisac_rec.methods.base import Candidates, History, HistoryMethod, MethodShape
+from hisac_rec.methods.parts.attention import CandidateAttention
 
 
 class RecentConfig(Strict):
@@ -29,6 +29,7 @@ class Method(HistoryMethod):
     """The same candidate attention as HiSAC's, over the S newest events instead of agents."""
 
     Config: ClassVar[type[Strict]] = RecentConfig
+    compresses = True
 
     def __init__(self, config: RecentConfig, shape: MethodShape) -> None:
         super().__init__(config, shape)
@@ -40,9 +41,10 @@ class Method(HistoryMethod):
         return newest_events(history, self.events)
 
     def read(self, memory: tuple[Tensor, Tensor], candidates: Candidates) -> Tensor:
-        """[N, d]."""
+        """[N, 1, d]."""
         events, filled = memory
-        return self.attention(candidates.values, candidates.offsets, events, filled, None)
+        interest = self.attention(candidates.values, candidates.offsets, events, filled, None)
+        return interest.unsqueeze(1)
 
 
 def newest_events(history: History, count: int) -> tuple[Tensor, Tensor]:

@@ -43,7 +43,8 @@ def ranker_schema(
     Raises:
         UserError: the model asks for a feature or semantic ids that the data set lacks.
     """
-    sides = find_method(config.method).vector_sides(config.method_config())
+    method = find_method(config.method)
+    sides = method.vector_sides(config.method_config())
     if sides and semantics is None:
         raise UserError(
             f"{data.root}: the history method reads semantic vectors, but the data set has no "
@@ -55,6 +56,7 @@ def ranker_schema(
         tuple(semantics.code_counts) if semantics else (),
         vector_sides=sides,
         vector_dim=semantics.vectors.shape[1] if semantics else 0,
+        item_features=method.item_features(config.method_config()),
     )
     codebook = (
         tuple(torch.from_numpy(words.copy()) for words in semantics.codebook) if (semantics) else ()

@@ -55,7 +55,7 @@ class DenseRanker(nn.Module):
         self.candidates = EventEncoder(shared, dim, 0, 0)
         self.dense = DenseArch(CONTEXT_FEATURES, config.dense_layers, dim)
         vectors = 1 + len(self.user_lookups) + len(self.candidate_lookups)
-        vectors += int(self.uses_history) + int(self.recent > 0)
+        vectors += int(self.uses_history) * method.interests + int(self.recent > 0)
         self.interaction = InteractionArch(vectors, dim, config.include_vectors)
         self.over = OverArch(self.interaction.out_dim, config.over_layers, config.dropout)
 
@@ -64,8 +64,8 @@ class DenseRanker(nn.Module):
         batch: RequestBatch,
         rows: dict[str, JaggedTensor],
         vectors: dict[str, JaggedTensor] | None,
-    ) -> Tensor:
-        """[N] logits.
+    ) -> tuple[Tensor, Tensor | None]:
+        """[N] logits, and the method's [N] auxiliary logits where it trains with some.
 
         Args:
             batch: the batch without its ids.
@@ -78,6 +78,7 @@ class DenseRanker(nn.Module):
         context = self.dense(torch.log1p(lengths.float()).unsqueeze(1))
         per_request = [context]
         per_request += [pooled_rows(rows, {}, lk, len(lengths)) for lk in self.user_lookups]
+        auxiliary: Tensor | None = None
         per_candidate = [
             pooled_rows(rows, batch.owners, lk, count) for lk in self.candidate_lookups
         ]
@@ -91,14 +92,18 @@ class DenseRanker(nn.Module):
                     rows, batch.owners, batch.candidate_items, batch.candidate_items.float()
                 ),
                 codes=batch.candidate_codes,
+                features=batch.candidate_features,
                 vectors=self._of_side(vectors, "candidate"),
                 request=request,
             )
-            per_candidate.append(self.method(history, candidates))
+            memory = self.method.compress(history)
+            per_candidate += self.method.read(memory, candidates).unbind(1)
+            if self.training and self.method.auxiliary_weight:
+                auxiliary = self.method.auxiliary(memory, candidates).float()
         shared = torch.stack(per_request, dim=1)[request]
         features = torch.cat([shared, torch.stack(per_candidate, dim=1)], dim=1)
         logits: Tensor = self.over(self.interaction(features))
-        return logits.float()
+        return logits.float(), auxiliary
 
     def _history(
         self,
@@ -110,6 +115,7 @@ class DenseRanker(nn.Module):
             offsets=batch.history_offsets,
             values=self.events(rows, batch.owners, batch.history_type, batch.history_age),
             codes=batch.history_codes,
+            features=batch.history_features,
             vectors=self._of_side(vectors, "history"),
             age=batch.history_age,
         )
@@ -149,7 +155,8 @@ class Ranker(nn.Module):
     def forward(self, batch: RequestBatch) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """(loss [], (loss [], logits [N])): what to differentiate, and what to look at.
 
-        The loss is the sum over candidates times ``loss_scale``.
+        The loss is the sum over candidates times ``loss_scale``; the first one has the
+        method's auxiliary loss added, the second has not.
         """
         rows = self.tables(batch.features)
         vectors = self.vectors(batch.semantics) if self.has_vectors else None
@@ -172,10 +179,17 @@ class _Head(nn.Module):
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         device = batch.labels.device.type
         with torch.autocast(device, dtype=torch.bfloat16, enabled=self.bf16):
-            logits = self.dense(batch, rows, vectors)
-        losses = functional.binary_cross_entropy_with_logits(logits, batch.labels, reduction="sum")
-        loss = losses * batch.loss_scale
-        return loss, (loss.detach(), logits.detach())
+            logits, auxiliary = self.dense(batch, rows, vectors)
+        loss = _cross_entropy(logits, batch)
+        trained = loss
+        if auxiliary is not None:
+            trained = loss + self.dense.method.auxiliary_weight * _cross_entropy(auxiliary, batch)
+        return trained, (loss.detach(), logits.detach())
+
+
+def _cross_entropy(logits: Tensor, batch: RequestBatch) -> Tensor:
+    losses = functional.binary_cross_entropy_with_logits(logits, batch.labels, reduction="sum")
+    return losses * batch.loss_scale
 
 
 def _mean(events: Tensor, filled: Tensor) -> Tensor:

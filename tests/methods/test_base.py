@@ -40,7 +40,7 @@ class Last(HistoryMethod):
         return self.scale * rows[(history.offsets[1:] - 1).clamp_min(0)] * filled
 
     def read(self, memory, candidates):
-        return memory[candidates.request]
+        return memory[candidates.request].unsqueeze(1)
 '''
 
 
@@ -88,7 +88,7 @@ def test_any_history_gives_finite_outputs_and_gradients(
     method = build(name)
     history, wanted = make_case(lengths, candidates)
     interest = method(history, wanted)
-    assert interest.shape == (sum(candidates), DIM)
+    assert interest.shape == (sum(candidates), method.interests, DIM)
     assert interest.isfinite().all()
     (interest.square().sum() + history.values.sum() + wanted.values.sum()).backward()
     tensors = [history.values, wanted.values, *method.parameters()]
@@ -134,7 +134,7 @@ def test_mean_and_recent_by_hand() -> None:
     history, wanted = make_case([3, 0, 1], [1, 1, 2])
     values = history.values.detach()
     expected = torch.stack([values[:3].mean(0), torch.zeros(DIM), values[3], values[3]])
-    torch.testing.assert_close(build("mean")(history, wanted), expected)
+    torch.testing.assert_close(build("mean")(history, wanted)[:, 0], expected)
     events, filled = build("recent", events=2).compress(history)
     assert filled.tolist() == [[True, True], [False, False], [True, False]]
     torch.testing.assert_close(events[0], values[[2, 1]])
@@ -148,7 +148,7 @@ def test_request_of_rows() -> None:
 def test_a_method_of_others_needs_no_edit_here(own_method: str) -> None:
     history, wanted = make_case([3, 0], [1, 2])
     interest = build(own_method)(history, wanted)
-    torch.testing.assert_close(interest[0], 2 * history.values[2])
+    torch.testing.assert_close(interest[0, 0], 2 * history.values[2])
     assert not interest[1:].any()
 
 

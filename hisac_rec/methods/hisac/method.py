@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from hisac_rec.config import Strict
 from hisac_rec.data.inputs import Side
 from hisac_rec.errors import UserError
-from hisac_rec.methods.attention import CandidateAttention
 from hisac_rec.methods.base import Candidates, History, HistoryMethod, MethodShape, request_of_rows
 from hisac_rec.methods.hisac.routing import Frozen, soft_route
 from hisac_rec.methods.hisac.voting import (
@@ -29,12 +28,13 @@ from hisac_rec.methods.hisac.voting import (
     path_vectors,
     to_slots,
 )
+from hisac_rec.methods.parts.agents import AgentMemory, AgentReader, ReaderConfig
 
 VOTE_FEATURES = 2
 """Numbers per level that tell a candidate's strength: log votes and share of votes."""
 
 
-class HiSACConfig(Strict):
+class HiSACConfig(ReaderConfig):
     """``[history]`` keys of ``method = "hisac"``; the paper leaves all of them open."""
 
     keep: list[int] = [16, 8]
@@ -49,36 +49,21 @@ class HiSACConfig(Strict):
     """What an event's key e_i is: "codes" rebuilds it from its semantic ID (events of a leaf
     share one distance: cost O(T d + U K d)); "vectors" looks up the item's own frozen vector
     (a sharded fp16 table; cost O(T K (s + d)))."""
-    agent_weight: Literal["bias", "none"] = "bias"
-    """Where the agents' weights w_a enter: "bias" adds log w_a to the candidate attention's
-    scores, "none" leaves them out."""
-    weight_power: float = Field(default=1.0, ge=0)
-    """Softness of the weights: w_a is votes ** weight_power, normalised per request."""
     path_votes: bool = True
     """Tell the ranker how strong the candidate's own interest is: the agents' votes along the
     candidate's semantic-ID path, per level. Not in the paper: routed vectors are averages and
     forget how many events stand behind them."""
-    heads: int = Field(default=2, gt=0)
-    """Heads of the candidate attention; a divisor of tables.dim."""
 
 
 @dataclass
-class AgentMemory:
-    """What a request's history is compressed to; this is what a cache holds.
+class InterestMemory(AgentMemory):
+    """The agents of :class:`AgentMemory` (``vectors`` are zhat, ``events`` the votes), named.
 
     Args:
-        vectors: [R, K, d] zhat.
-        filled: [R, K] bool.
-        log_weight: [R, K] log w_a; 0 where unfilled.
         path: [R, K] int64 leaf path of each agent; -1 where unfilled.
-        votes: [R, K] int64.
     """
 
-    vectors: Tensor
-    filled: Tensor
-    log_weight: Tensor
     path: Tensor
-    votes: Tensor
 
 
 class HiSAC(HistoryMethod):
@@ -92,6 +77,7 @@ class HiSAC(HistoryMethod):
     """
 
     Config: ClassVar[type[Strict]] = HiSACConfig
+    compresses: ClassVar[bool] = True
 
     def __init__(self, config: HiSACConfig, shape: MethodShape) -> None:
         super().__init__(config, shape)
@@ -108,7 +94,8 @@ class HiSAC(HistoryMethod):
         self.code_counts = tuple(len(words) for words in shape.codebook)
         for level, words in enumerate(shape.codebook):
             self.register_buffer(f"codebook_{level}", words.detach().clone())
-        self.attention = CandidateAttention(shape.dim, config.heads)
+        self.reader = AgentReader(config, shape.dim)
+        self.interests = self.reader.interests
         if config.path_votes:
             features = VOTE_FEATURES * len(self.code_counts)
             self.strength = nn.Sequential(
@@ -124,7 +111,7 @@ class HiSAC(HistoryMethod):
         """D tensors [C_l, s]."""
         return [getattr(self, f"codebook_{level}") for level in range(len(self.code_counts))]
 
-    def compress(self, history: History) -> AgentMemory:
+    def compress(self, history: History) -> InterestMemory:
         """Votes -> agents -> routed vectors, candidate-independent."""
         requests = history.num_requests
         request = request_of_rows(history.offsets, history.values.shape[0])
@@ -132,24 +119,21 @@ class HiSAC(HistoryMethod):
         agents = activate(leaves, self.config.keep, self.code_counts)
         slot, filled = to_slots(agents, requests)
         vectors = self._route(history, leaves, agents, slot, filled)
-        return AgentMemory(
+        return InterestMemory(
             vectors=vectors * filled.unsqueeze(-1),
             filled=filled,
-            log_weight=self._log_weight(agents, slot, filled),
+            events=_spread(agents.votes.to(torch.float32), agents, slot, filled, empty=0),
             path=_spread(agents.path, agents, slot, filled, empty=-1),
-            votes=_spread(agents.votes, agents, slot, filled, empty=0),
         )
 
-    def read(self, memory: AgentMemory, candidates: Candidates) -> Tensor:
-        """[N, d]: multi-head target attention over the agents."""
-        bias = memory.log_weight if self.config.agent_weight == "bias" else None
-        interest = self.attention(
-            candidates.values, candidates.offsets, memory.vectors, memory.filled, bias
-        )
+    def read(self, memory: InterestMemory, candidates: Candidates) -> Tensor:
+        """[N, V, d]: target attention over the agents; their mean beside it."""
+        interests = self.reader(memory, candidates)
         if self.config.path_votes:
             features = path_vote_features(memory, candidates, self.code_counts)
-            interest = interest + self.strength(features.to(interest.dtype))
-        return interest
+            strength = self.strength(features.to(interests.dtype))
+            interests = torch.cat([interests[:, :1] + strength.unsqueeze(1), interests[:, 1:]], 1)
+        return interests
 
     def _route(
         self, history: History, leaves: Leaves, agents: Agents, slot: Tensor, filled: Tensor
@@ -173,16 +157,9 @@ class HiSAC(HistoryMethod):
         offsets = nn.functional.pad(counts.cumsum(0), (1, 0))
         return soft_route(sums, Frozen(queries, leaf_vectors, leaves.votes, offsets, tau, squared))
 
-    def _log_weight(self, agents: Agents, slot: Tensor, filled: Tensor) -> Tensor:
-        """[R, K] log of votes ** weight_power normalised per request."""
-        score = self.config.weight_power * agents.votes.to(torch.float32).log()
-        dense = _spread(score, agents, slot, filled, empty=float("-inf"))
-        # A request without agents has only -inf: log_softmax gives nan there, masked here.
-        return torch.where(filled, dense.log_softmax(dim=-1), 0.0)
-
 
 def path_vote_features(
-    memory: AgentMemory, candidates: Candidates, code_counts: Sequence[int]
+    memory: InterestMemory, candidates: Candidates, code_counts: Sequence[int]
 ) -> Tensor:
     """Strength of the candidate's own interest, from what a cache holds.
 
@@ -198,13 +175,13 @@ def path_vote_features(
         [N, 2 D] float32. O(N K D) integer operations.
     """
     agents = memory.path[candidates.request]
-    votes = memory.votes[candidates.request]
+    votes = memory.events[candidates.request]
     total = votes.sum(1).clamp_min(1)
     node = path_numbers(candidates.codes, code_counts)
     features = []
     for count in reversed(code_counts):
         here = torch.where(agents == node.unsqueeze(1), votes, 0).sum(1)
-        features += [here.float().log1p(), here / total]
+        features += [here.log1p(), here / total]
         # Floor division keeps the -1 of unfilled slots negative: it never matches a node.
         agents, node = agents.div(count, rounding_mode="floor"), node // count
     return torch.stack(features, dim=1)

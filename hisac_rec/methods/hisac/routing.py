@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hisac_rec.methods.blocks import Blocks, block_size, make_blocks
+from hisac_rec.methods.parts.blocks import Blocks, block_size, make_blocks
 
 CHUNK_ELEMENTS = 1 << 24
 """At most about this many elements of alpha exist at a time (64 MiB in fp32)."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hisac_rec.errors import UserError
-from hisac_rec.methods.blocks import block_size, make_blocks
+from hisac_rec.methods.parts.blocks import block_size, make_blocks
 
 
 class CandidateAttention(nn.Module):

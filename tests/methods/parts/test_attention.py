@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from hisac_rec.errors import UserError
-from hisac_rec.methods.attention import CandidateAttention
+from hisac_rec.methods.parts.attention import CandidateAttention
 
 DIM = 8
 
