@@ -97,6 +97,9 @@ class HistoryMethod(nn.Module):
     """True where ``compress`` leaves a memory of bounded size, whatever the history's length:
     what a cache may hold per user."""
 
+    search: ClassVar[dict[str, list[Any]]] = {}
+    """``[history]`` keys worth tuning, each with the values to try (``hisac-rec tune``)."""
+
     def __init__(self, config: Any, shape: MethodShape) -> None:
         super().__init__()
         self.dim = shape.dim
