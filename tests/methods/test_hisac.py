@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from hisac_rec.config import validate
 from hisac_rec.errors import UserError
 from hisac_rec.methods.base import History, MethodShape
 from hisac_rec.methods.hisac.method import HiSAC, HiSACConfig, path_vote_features
@@ -180,6 +181,12 @@ def test_messages() -> None:
         HiSAC(HiSACConfig(), MethodShape(DIM, (), 0))
     with pytest.raises(UserError, match=r"history.keep = \[4\]: the codebook has 2 levels"):
         HiSAC(HiSACConfig(keep=[4]), make_shape())
+
+
+@pytest.mark.parametrize("number", [0, -3])
+def test_keep_is_positive(number: int) -> None:
+    with pytest.raises(UserError, match=rf"key 'keep.1' = {number}: .*greater than 0"):
+        validate(HiSACConfig, {"keep": [4, number]}, "m.toml")
 
 
 @settings(max_examples=30, deadline=None)

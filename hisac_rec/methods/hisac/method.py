@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from hisac_rec.config import Strict
@@ -37,7 +37,7 @@ VOTE_FEATURES = 2
 class HiSACConfig(ReaderConfig):
     """``[history]`` keys of ``method = "hisac"``; the paper leaves all of them open."""
 
-    keep: list[int] = [16, 8]
+    keep: list[PositiveInt] = [16, 8]
     """k^(l): children kept under each surviving parent, per codebook level. At most their
     product of agents. A value at or above the level's codes switches pruning off there."""
     tau: float = Field(default=0.1, gt=0)
