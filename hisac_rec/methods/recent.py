@@ -5,7 +5,7 @@ Legend: R requests, T events, S newest events kept, N candidates, d width.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -30,6 +30,7 @@ class Method(HistoryMethod):
 
     Config: ClassVar[type[Strict]] = RecentConfig
     compresses = True
+    search: ClassVar[dict[str, list[Any]]] = {"events": [10, 20, 50], "heads": [1, 2, 4]}
 
     def __init__(self, config: RecentConfig, shape: MethodShape) -> None:
         super().__init__(config, shape)

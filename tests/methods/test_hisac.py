@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from histories import CODES, DIM, make_case, make_shape
+from histories import CODES, DIM, VECTOR_DIM, make_case, make_shape
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -181,6 +181,15 @@ def test_messages() -> None:
         HiSAC(HiSACConfig(), MethodShape(DIM, (), 0))
     with pytest.raises(UserError, match=r"history.keep = \[4\]: the codebook has 2 levels"):
         HiSAC(HiSACConfig(keep=[4]), make_shape())
+
+
+def test_a_codebook_of_more_paths_than_numbers() -> None:
+    """Four levels of 4,096 times a million requests are beyond int64: refused, not wrapped."""
+    words = tuple(torch.zeros(4096, VECTOR_DIM) for _ in range(4))
+    with pytest.raises(UserError, match=r"\[4096, 4096, 4096, 4096\] codes .* fewer levels"):
+        HiSAC(HiSACConfig(keep=[2] * 4), MethodShape(DIM, words, VECTOR_DIM))
+    fits = tuple(words[:1024] for words in words)
+    HiSAC(HiSACConfig(keep=[2] * 4), MethodShape(DIM, fits, VECTOR_DIM))
 
 
 @pytest.mark.parametrize("number", [0, -3])

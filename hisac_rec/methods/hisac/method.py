@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from math import prod
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, PositiveInt
@@ -32,6 +33,10 @@ from hisac_rec.methods.parts.agents import AgentMemory, AgentReader, ReaderConfi
 
 VOTE_FEATURES = 2
 """Numbers per level that tell a candidate's strength: log votes and share of votes."""
+
+MOST_PATHS = 1 << 43
+"""Paths of codes that can be told apart: each request's have numbers of their own, and those
+of a million requests must fit 63 bits."""
 
 
 class HiSACConfig(ReaderConfig):
@@ -78,6 +83,15 @@ class HiSAC(HistoryMethod):
 
     Config: ClassVar[type[Strict]] = HiSACConfig
     compresses: ClassVar[bool] = True
+    search: ClassVar[dict[str, list[Any]]] = {
+        # A number at or above a level's codes prunes nothing there.
+        "keep": [[8, 4], [16, 8], [32, 16], [1024, 1024]],
+        "tau": [0.03, 0.1, 0.3, 1.0],
+        "squared_distance": [False, True],
+        "weight_power": [0.0, 0.5, 1.0],
+        "path_votes": [True, False],
+        "profile": [True, False],
+    }
 
     def __init__(self, config: HiSACConfig, shape: MethodShape) -> None:
         super().__init__(config, shape)
@@ -92,6 +106,12 @@ class HiSAC(HistoryMethod):
             )
         self.config = config
         self.code_counts = tuple(len(words) for words in shape.codebook)
+        if prod(self.code_counts) > MOST_PATHS:
+            raise UserError(
+                f"history.method = 'hisac': a codebook of {list(self.code_counts)} codes has more "
+                f"than {MOST_PATHS:,} paths; fit fewer levels or codes: "
+                "hisac-rec semantic-ids DATA --set codes=[...]"
+            )
         for level, words in enumerate(shape.codebook):
             self.register_buffer(f"codebook_{level}", words.detach().clone())
         self.reader = AgentReader(config, shape.dim)
