@@ -54,6 +54,11 @@ class HiSACConfig(ReaderConfig):
     """What an event's key e_i is: "codes" rebuilds it from its semantic ID (events of a leaf
     share one distance: cost O(T d + U K d)); "vectors" looks up the item's own frozen vector
     (a sharded fp16 table; cost O(T K (s + d)))."""
+    semantic_attention: bool = True
+    """Let candidates find agents by frozen semantics as well as by trained embeddings: a
+    learned multiple, per head, of the cosine between the candidate's and the agent's semantic
+    vectors is added to the scores. Not in the paper; a candidate never seen in training still
+    finds its interest."""
     path_votes: bool = True
     """Tell the ranker how strong the candidate's own interest is: the agents' votes along the
     candidate's semantic-ID path, per level. Not in the paper: routed vectors are averages and
@@ -116,6 +121,8 @@ class HiSAC(HistoryMethod):
             self.register_buffer(f"codebook_{level}", words.detach().clone())
         self.reader = AgentReader(config, shape.dim)
         self.interests = self.reader.interests
+        if config.semantic_attention:
+            self.semantic_gain = nn.Parameter(torch.ones(config.heads))
         if config.path_votes:
             features = VOTE_FEATURES * len(self.code_counts)
             self.strength = nn.Sequential(
@@ -148,12 +155,21 @@ class HiSAC(HistoryMethod):
 
     def read(self, memory: InterestMemory, candidates: Candidates) -> Tensor:
         """[N, V, d]: target attention over the agents; their mean beside it."""
-        interests = self.reader(memory, candidates)
+        extra = self._semantic(memory, candidates) if self.config.semantic_attention else None
+        interests = self.reader(memory, candidates, extra)
         if self.config.path_votes:
             features = path_vote_features(memory, candidates, self.code_counts)
             strength = self.strength(features.to(interests.dtype))
             interests = torch.cat([interests[:, :1] + strength.unsqueeze(1), interests[:, 1:]], 1)
         return interests
+
+    def _semantic(self, memory: InterestMemory, candidates: Candidates) -> tuple[Tensor, Tensor]:
+        """([N, H, s], [R, K, s]) whose products are gain x cosine; zeros where unfilled."""
+        wanted = path_vectors(path_numbers(candidates.codes, self.code_counts), self.codebook)
+        wanted = nn.functional.normalize(wanted, dim=-1).unsqueeze(1)
+        agents = path_vectors(memory.path.clamp_min(0).flatten(), self.codebook)
+        agents = nn.functional.normalize(agents, dim=-1).unflatten(0, memory.path.shape)
+        return wanted * self.semantic_gain.unsqueeze(1), agents * memory.filled.unsqueeze(-1)
 
     def _route(
         self, history: History, leaves: Leaves, agents: Agents, slot: Tensor, filled: Tensor

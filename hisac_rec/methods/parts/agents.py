@@ -68,11 +68,22 @@ class AgentReader(nn.Module):
         self.interests = 1 + int(config.profile)
         self.attention = CandidateAttention(dim, config.heads)
 
-    def forward(self, memory: AgentMemory, candidates: Candidates) -> Tensor:
-        """[N, V, d]: the attended vector, then the profile. O(R K d^2 + N d^2 + N K d)."""
+    def forward(
+        self,
+        memory: AgentMemory,
+        candidates: Candidates,
+        extra: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """[N, V, d]: the attended vector, then the profile. O(R K d^2 + N d^2 + N K d).
+
+        Args:
+            memory: the agents.
+            candidates: who reads.
+            extra: see :class:`CandidateAttention`.
+        """
         bias = log_weights(memory, self.power) if self.biased else None
         attended = self.attention(
-            candidates.values, candidates.offsets, memory.vectors, memory.filled, bias
+            candidates.values, candidates.offsets, memory.vectors, memory.filled, bias, extra
         )
         if not self.profile:
             return attended.unsqueeze(1)

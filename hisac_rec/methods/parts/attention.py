@@ -48,7 +48,13 @@ class CandidateAttention(nn.Module):
             nn.init.eye_(layer.weight)
 
     def forward(
-        self, candidates: Tensor, offsets: Tensor, memory: Tensor, mask: Tensor, bias: Tensor | None
+        self,
+        candidates: Tensor,
+        offsets: Tensor,
+        memory: Tensor,
+        mask: Tensor,
+        bias: Tensor | None,
+        extra: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         """Attend.
 
@@ -58,14 +64,24 @@ class CandidateAttention(nn.Module):
             memory: [R, K, d].
             mask: [R, K] bool, True where a slot is filled.
             bias: [R, K] added to the scores, or None.
+            extra: ([N, H, s], [R, K, s]) whose dot products are added to each head's scores,
+                or None.
 
         Returns:
-            [N, d]. Cost O(R K d^2 + N d^2 + N K d).
+            [N, d]. Cost O(R K d^2 + N d^2 + N K (d + H s)).
         """
         requests = memory.shape[0]
         blocks = make_blocks(offsets, block_size(len(candidates), requests, largest=64))
         queries = self._split(blocks.gather(self.query(candidates)))
         keys = self._split(_append(self.key(memory), self.null_key))
+        scale = queries.shape[-1] ** -0.5
+        if extra is not None:
+            # A dot product of longer vectors adds the extra scores without an [N, K] tensor.
+            side = blocks.gather(extra[0]).transpose(1, 2).to(queries.dtype)
+            queries = torch.cat([queries, side / scale], dim=-1)
+            slots = functional.pad(extra[1].to(keys.dtype), (0, 0, 0, 1))
+            slots = slots.unsqueeze(1).expand(-1, self.heads, -1, -1)
+            keys = torch.cat([keys, slots], dim=-1)
         values = self._split(_append(self.value(memory), self.null_value))
         scores = torch.zeros_like(mask, dtype=memory.dtype) if bias is None else bias
         scores = scores.masked_fill(~mask, float("-inf"))
@@ -75,6 +91,7 @@ class CandidateAttention(nn.Module):
             keys[blocks.request],
             values[blocks.request],
             attn_mask=scores[blocks.request],
+            scale=scale,
         )
         joined = attended.transpose(1, 2).flatten(2)
         return self.out(blocks.rows(joined))
