@@ -1,0 +1,298 @@
+"""Work per candidate and event over jagged histories, without padding to the longest one.
+
+Candidates and events of a request are cut into blocks (parts/blocks.py); every pair of a
+candidate block and an event block of the same request is one small dense matrix. A batch of
+very different lengths is then a batch of equal matrices.
+
+Legend: R requests, N candidates, T events, C candidate blocks of Bc, P pairs, Bt events a
+block, H heads (a leading dimension of scores that functions below carry along, or none),
+k retrieved events, d width. "N L" below is the number of (candidate, event) pairs of the
+same request: the sum over requests of N_r T_r.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from hisac_rec.methods.parts.blocks import Blocks, block_size, make_blocks
+
+CHUNK_ELEMENTS = 1 << 22
+"""How many numbers of a large intermediate exist at a time where a caller asks for chunks."""
+
+_UNFILLED = torch.iinfo(torch.int64).min
+_LOW_BITS = (1 << 32) - 1
+
+
+@dataclass
+class Pairs:
+    """All pairs of a candidate block and an event block of one request, or some of them.
+
+    Pairs of one candidate block follow each other, oldest events first.
+
+    Args:
+        candidates: the C candidate blocks.
+        events: the event blocks.
+        candidate_block: [P] int64, ascending.
+        event_block: [P] int64.
+    """
+
+    candidates: Blocks
+    events: Blocks
+    candidate_block: Tensor
+    event_block: Tensor
+
+    def __len__(self) -> int:
+        """P."""
+        return len(self.candidate_block)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(P, Bc, Bt)."""
+        return len(self), self.candidates.index.shape[1], self.events.index.shape[1]
+
+    @property
+    def mask(self) -> Tensor:
+        """[P, 1, Bt] bool: places that hold an event. A candidate block's unfilled places
+        repeat a candidate and are dropped by :meth:`candidate_rows`, so need no mask.
+        """
+        return self.events.mask[self.event_block].unsqueeze(1)
+
+    def of_candidates(self, rows: Tensor) -> Tensor:
+        """[N, ...] -> [P, Bc, ...]. O(P Bc width)."""
+        return self.candidates.gather(rows)[self.candidate_block]
+
+    def of_events(self, rows: Tensor) -> Tensor:
+        """[T, ...] -> [P, Bt, ...]. O(P Bt width)."""
+        return self.events.gather(rows)[self.event_block]
+
+    def candidate_rows(self, blocked: Tensor) -> Tensor:
+        """[C, Bc, ...] -> [N, ...]. O(N width)."""
+        return self.candidates.rows(blocked)
+
+    def chunks(self, elements_per_pair: int, limit: int = CHUNK_ELEMENTS) -> Iterator[Pairs]:
+        """The pairs in order, in parts whose intermediate stays near ``limit`` numbers.
+
+        Args:
+            elements_per_pair: size of the intermediate for one pair of blocks.
+            limit: how many numbers a part may hold; a part has at least one pair.
+        """
+        size = max(1, limit // max(1, elements_per_pair))
+        for first in range(0, len(self), size):
+            part = slice(first, first + size)
+            yield Pairs(
+                self.candidates, self.events, self.candidate_block[part], self.event_block[part]
+            )
+
+
+def make_pairs(
+    candidate_offsets: Tensor,
+    event_offsets: Tensor,
+    candidates: int,
+    events: int,
+    *,
+    largest_candidates: int = 64,
+    largest_events: int = 128,
+) -> Pairs:
+    """Pair the candidates of each request with its events.
+
+    Blocks are powers of two near the mean lengths: one candidate a request costs no padded
+    candidates, and only the last event block of a request is padded.
+
+    Args:
+        candidate_offsets: [R+1] int64 over N.
+        event_offsets: [R+1] int64 over T.
+        candidates: N.
+        events: T.
+        largest_candidates: limit of Bc.
+        largest_events: limit of Bt.
+
+    Returns:
+        The pairs; none for requests without candidates or without events.
+        O(N + T + P) time and memory; P is about N L / (Bc Bt).
+    """
+    requests = len(event_offsets) - 1
+    candidate_size = block_size(candidates, requests, smallest=1, largest=largest_candidates)
+    event_size = block_size(events, requests, smallest=8, largest=largest_events)
+    wanted = make_blocks(candidate_offsets, candidate_size)
+    history = make_blocks(event_offsets, event_size)
+    per_request = torch.bincount(history.request, minlength=requests)
+    first_event_block = per_request.cumsum(0) - per_request
+    counts = per_request[wanted.request]
+    blocks = torch.arange(len(wanted.request), device=event_offsets.device)
+    candidate_block = torch.repeat_interleave(blocks, counts)
+    first_pair = counts.cumsum(0) - counts
+    within = torch.arange(len(candidate_block), device=event_offsets.device)
+    within = within - first_pair[candidate_block]
+    event_block = first_event_block[wanted.request[candidate_block]] + within
+    return Pairs(wanted, history, candidate_block, event_block)
+
+
+def dot_scores(pairs: Pairs, queries: Tensor, keys: Tensor) -> Tensor:
+    """Scores of all pairs as dot products, not scaled.
+
+    Args:
+        pairs: of :func:`make_pairs`.
+        queries: [N, d], or [N, H, d/H] for one score a head.
+        keys: [T, d], or [T, H, d/H].
+
+    Returns:
+        [P, Bc, Bt] or [P, H, Bc, Bt]; anything at masked places. O(N L d).
+    """
+    left, right = pairs.of_candidates(queries), pairs.of_events(keys)
+    if queries.dim() == 2:
+        return left @ right.transpose(1, 2)
+    return left.transpose(1, 2) @ right.permute(0, 2, 3, 1)
+
+
+def softmax(pairs: Pairs, scores: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Softmax over a candidate's events, which lie in several pairs.
+
+    Args:
+        pairs: all pairs, not a part of them.
+        scores: [P, Bc, Bt] or [P, H, Bc, Bt].
+        mask: what takes part, broadcast against ``scores``; by default all events
+            (``pairs.mask``). A candidate with nothing to attend to gets zeros.
+
+    Returns:
+        As ``scores``, in fp32 or wider; zeros at masked places. Differentiable. O(N L H).
+    """
+    if mask is None:
+        mask = pairs.mask
+        if scores.dim() == 4:
+            mask = mask.unsqueeze(1)
+    # A sum over thousands of events needs more than bf16 has, so autocast stops here.
+    with torch.autocast(scores.device.type, enabled=False):
+        wide = scores.float() if scores.dtype in (torch.bfloat16, torch.float16) else scores
+        wide = wide.masked_fill(~mask, float("-inf"))
+        per_block = (len(pairs.candidates.request), *wide.shape[1:-1])
+        at = pairs.candidate_block
+        top = wide.detach().amax(-1)
+        highest = top.new_full(per_block, float("-inf"))
+        highest.scatter_reduce_(0, at.view(-1, *[1] * (top.dim() - 1)).expand_as(top), top, "amax")
+        highest = torch.where(highest.isfinite(), highest, 0)
+        weights = (wide - highest[at].unsqueeze(-1)).exp()
+        total = weights.new_zeros(per_block).index_add(0, at, weights.sum(-1))
+        total = total.clamp_min(torch.finfo(total.dtype).tiny)
+        return weights / total[at].unsqueeze(-1)
+
+
+def weighted_sum(pairs: Pairs, weights: Tensor, values: Tensor) -> Tensor:
+    """Sum of event values per candidate, over all of its pairs.
+
+    Args:
+        pairs: all pairs, not a part of them.
+        weights: [P, Bc, Bt] or [P, H, Bc, Bt]; zeros at masked places (:func:`softmax` gives
+            such, other weights need ``masked_fill(~pairs.mask, 0)``).
+        values: [T, d]; with heads, each head sums its own d/H columns.
+
+    Returns:
+        [N, d], zeros without events. O(N L d).
+    """
+    blocked = pairs.of_events(values)
+    if weights.dim() == 4:
+        blocked = blocked.unflatten(-1, (weights.shape[1], -1)).transpose(1, 2)
+    parts = weights.to(blocked.dtype) @ blocked
+    sums = parts.new_zeros((len(pairs.candidates.request), *parts.shape[1:]))
+    sums = sums.index_add(0, pairs.candidate_block, parts)
+    if weights.dim() == 4:
+        sums = sums.transpose(1, 2).flatten(2)
+    return pairs.candidate_rows(sums)
+
+
+@torch.no_grad()
+def top_events(
+    pairs: Pairs, score: Callable[[Pairs], Tensor], k: int, *, elements_per_pair: int = 0
+) -> tuple[Tensor, Tensor]:
+    """The k best-scored events of every candidate, without gradient.
+
+    Each pair keeps its own best k, then neighbours are merged two by two until each candidate
+    has one list: no tensor is as wide as the longest history. Scores are compared in fp32;
+    of equal ones the newest event wins.
+
+    Args:
+        pairs: all pairs.
+        score: gives the [p, Bc, Bt] or [p, H, Bc, Bt] scores of a part of the pairs (fp32
+            or less; wider is rounded), for which :func:`dot_scores` and the methods of
+            :class:`Pairs` work as for the whole. Masked places are left out here; an event
+            with a score of -inf is still an event.
+        k: how many, > 0.
+        elements_per_pair: size of the largest intermediate of ``score`` for one pair, heads
+            included, if it is more than 2 Bc Bt; memory is bounded by it.
+
+    Returns:
+        rows [N, k] int64 (or [N, H, k], each head its own), best first, and filled of the
+        same shape; rows are 0 where unfilled. O(N L H log k) comparisons,
+        O(N H k + CHUNK_ELEMENTS) memory.
+    """
+    _, candidate_size, event_size = pairs.shape
+    best: list[Tensor] = []
+    blocks: list[Tensor] = []
+    for part in pairs.chunks(max(elements_per_pair, 2 * candidate_size * event_size)):
+        keys = _sortable(score(part), part)
+        keys, at = _merge(keys, part.candidate_block, k)
+        best.append(keys)
+        blocks.append(at)
+    if not best:
+        # No pairs: ask for the scores of none, to know whether there are heads.
+        best, blocks = [_sortable(score(pairs), pairs)], [pairs.candidate_block]
+    keys, at = _merge(torch.cat(best), torch.cat(blocks), k)
+    count = len(pairs.candidates.request)
+    full = keys.new_full((count, *keys.shape[1:]), _UNFILLED)
+    full[at] = keys.sort(-1, descending=True).values
+    if full.dim() == 4:
+        full = full.transpose(1, 2)
+    rows = pairs.candidate_rows(full)
+    filled = rows != _UNFILLED
+    return torch.where(filled, rows & _LOW_BITS, 0), filled
+
+
+def _sortable(scores: Tensor, pairs: Pairs) -> Tensor:
+    """One integer an event that sorts by score, then by row: newest last. [..., Bt] int64."""
+    # Adding zero turns -0.0, which would sort below 0.0, into 0.0.
+    bits = (scores.float() + 0.0).contiguous().view(torch.int32)
+    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    rows, mask = pairs.events.index[pairs.event_block].unsqueeze(1), pairs.mask
+    if scores.dim() == 4:
+        rows, mask = rows.unsqueeze(1), mask.unsqueeze(1)
+    return ((ordered.long() << 32) | rows).masked_fill(~mask, _UNFILLED)
+
+
+def _merge(keys: Tensor, blocks: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Merge the lists of each candidate block.
+
+    Args:
+        keys: [x, ..., w] lists.
+        blocks: [x] ascending: the candidate block of each list.
+        k: how many of each list to keep.
+
+    Returns:
+        keys [y, ..., k] and blocks [y], one list a block. O(x w log(k)) comparisons.
+    """
+    keys = _best(keys, k)
+    names, counts = torch.unique_consecutive(blocks, return_counts=True)
+    rounds = int(counts.max()).bit_length() if len(counts) else 0
+    for _ in range(rounds):
+        if len(keys) == len(names):
+            break
+        first = counts.cumsum(0) - counts
+        of = torch.repeat_interleave(torch.arange(len(counts), device=keys.device), counts)
+        within = torch.arange(len(keys), device=keys.device) - first[of]
+        counts = (counts + 1) // 2
+        target = (counts.cumsum(0) - counts)[of] + within // 2
+        # Two lists side by side; the second is unfilled where a list is left alone.
+        merged = keys.new_full((int(counts.sum()), 2, *keys.shape[1:]), _UNFILLED)
+        merged[target, within % 2] = keys
+        keys = _best(merged.movedim(1, -2).flatten(-2), k)
+    return functional.pad(keys, (0, k - keys.shape[-1]), value=_UNFILLED), names
+
+
+def _best(keys: Tensor, k: int) -> Tensor:
+    """The k largest of the last dimension, in any order."""
+    if keys.shape[-1] <= k:
+        return keys
+    return keys.topk(k, dim=-1, sorted=False).values
