@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from hisac_rec.data.contract import ORACLE_FIELD, Manifest, PreparedData, Split, split_schema
 from hisac_rec.data.inputs import InputSpec
 from hisac_rec.data.jagged import Ints, offsets_of, take_ranges
-from hisac_rec.data.validate import damaged, open_parquet
+from hisac_rec.data.validate import check_schema, damaged, open_parquet
 from hisac_rec.errors import UserError
 
 UNITS_PER_SHARD = 4
@@ -132,7 +132,7 @@ def read_unit(unit: Unit, manifest: Manifest, spec: InputSpec) -> RequestTable:
         [feature.name for feature in manifest.user_features], oracle=manifest.has_oracle
     )
     file = open_parquet(unit.path)
-    _check_schema(unit.path, file.schema_arrow, schema)
+    check_schema(unit.path, file.schema_arrow, schema)
     try:
         table = file.read_row_group(unit.row_group, columns=schema.names)
     except (pa.ArrowException, OSError) as error:
@@ -257,20 +257,6 @@ def _row_of(table: RequestTable, history_offsets: Ints, name: str, at: int) -> i
     if name == "candidate_item":
         return int(table.user_row[np.searchsorted(table.candidate_end, at, side="right")])
     return int(np.searchsorted(history_offsets, at, side="right")) - 1
-
-
-def _check_schema(path: Path, found: pa.Schema, expected: pa.Schema) -> None:
-    for field in expected:
-        index = found.get_field_index(field.name)
-        if index < 0:
-            raise UserError(
-                f"{path}: column '{field.name}' is missing; expected {', '.join(expected.names)}"
-            )
-        if not found.field(index).type.equals(field.type):
-            raise UserError(
-                f"{path}: column '{field.name}' is {found.field(index).type}, "
-                f"expected {field.type}; prepare the data again"
-            )
 
 
 def _column(table: pa.Table, name: str) -> pa.Array:

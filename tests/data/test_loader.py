@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -348,6 +350,23 @@ def test_missing_column(tmp_path: Path) -> None:
     rewrite(path, lambda table: table.drop_columns(["history_time"]))
     with pytest.raises(UserError, match=r"part-00001\.parquet: column 'history_time' is missing"):
         list(world.batches())
+
+
+def test_types_that_other_writers_spell_differently(world: World, tmp_path: Path) -> None:
+    """Element names and nullability are the writer's own: what ``prepare`` accepts is read."""
+
+    def spelled(field: pa.Field) -> pa.Field:
+        if not field.name.startswith("history_"):
+            return field.with_nullable(False)
+        element = pa.field("element", field.type.value_type, nullable=False)
+        return field.with_type(pa.list_(element))
+
+    copy = tmp_path / "data"
+    shutil.copytree(world.data.root, copy)
+    for path in (copy / "train").iterdir():
+        rewrite(path, lambda table: table.cast(pa.schema(map(spelled, table.schema))))
+    again = replace(world, data=PreparedData(copy))
+    assert keys_of(again.batches(seed=1)) == keys_of(world.batches(seed=1))
 
 
 def test_wrong_type(tmp_path: Path) -> None:
