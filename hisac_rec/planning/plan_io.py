@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-import torch.distributed as dist
 from pydantic import ValidationError
 from torch import nn
 from torch.distributed._shard.metadata import ShardMetadata
@@ -220,24 +219,6 @@ def check_plan(
 def matches(plan: Plan, model: nn.Module) -> bool:
     """True where ``plan`` was made for exactly these tables and features."""
     return plan.digest == tables_digest(model_tables(model))
-
-
-def broadcast_plan(plan: Plan | None, group: dist.ProcessGroup | None = None) -> Plan:
-    """Give rank 0's plan to every rank; without a process group, return ``plan``.
-
-    Args:
-        plan: the plan on rank 0; ignored elsewhere.
-        group: None: the default group.
-    """
-    if not (dist.is_available() and dist.is_initialized()):
-        if plan is None:
-            raise ValueError("no process group and no plan")
-        return plan
-    box = [plan.to_json() if plan is not None and dist.get_rank(group) == 0 else None]
-    dist.broadcast_object_list(box, group=group, group_src=0)
-    if box[0] is None:
-        raise ValueError("rank 0 had no plan to broadcast")
-    return Plan.model_validate_json(box[0])
 
 
 def _check_cover(name: str, table: TablePlan, source: str) -> None:

@@ -109,12 +109,12 @@ def batch(first: int, last: int) -> tuple[KeyedJaggedTensor, Tensor]:
 def train(plan_file: str, optimizer: str, out: str) -> None:
     from torchrec.distributed.model_parallel import DistributedModelParallel
 
-    from hisac_rec.planning.plan_io import broadcast_plan, check_plan, load_plan
+    from hisac_rec.planning.plan_io import check_plan, load_plan
     from hisac_rec.planning.planner import default_sharders
 
     dist.init_process_group("gloo")
     rank, world = dist.get_rank(), dist.get_world_size()
-    plan = broadcast_plan(load_plan(Path(plan_file)) if rank == 0 else None)
+    plan = load_plan(Path(plan_file))
     model = SmallModel(optimizer=optimizer)
     check_plan(plan, model, world_size=world, source=plan_file)
     sharded = DistributedModelParallel(

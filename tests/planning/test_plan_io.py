@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from hisac_rec.errors import UserError
-from hisac_rec.planning.plan_io import broadcast_plan, check_plan, load_plan, matches
+from hisac_rec.planning.plan_io import check_plan, load_plan, matches
 
 TYPES = ("row_wise", "table_wise", "column_wise")
 
@@ -116,13 +116,6 @@ def test_files_that_are_no_plan(tmp_path: Path, text: str | None, message: str):
     with pytest.raises(UserError, match=message) as error:
         load_plan(file)
     assert str(file) in str(error.value)
-
-
-def test_broadcast_without_a_process_group_returns_the_plan(plan_small):
-    plan = plan_small("1xcpu")
-    assert broadcast_plan(plan) is plan
-    with pytest.raises(ValueError, match="no plan"):
-        broadcast_plan(None)
 
 
 def run(script: Path, plan: Path, ranks: int, optimizer: str) -> dict:
