@@ -114,8 +114,8 @@ def test_the_demo_runs_from_an_installed_wheel_in_another_environment(
     assert done.returncode == 0, done.stderr
     for name in ("HiSAC", "no history", "item mean", "oracle"):
         assert name in done.stdout
-    assert "shown/runs/hisac/report.md" in done.stdout
-    assert (tmp_path / "shown" / "runs" / "hisac" / "report.md").is_file()
+    assert "shown/runs/hisac/report-test.md" in done.stdout
+    assert (tmp_path / "shown" / "runs" / "hisac" / "report-test.md").is_file()
     where = [*python[:1], "-c", "import hisac_rec; print(hisac_rec.__file__)"]
     found = subprocess.run(where, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert found.stdout.startswith(str(environment))

@@ -52,4 +52,4 @@ def run(
         f"in {result.seconds:.0f} s."
     )
     console.print(f"Written to {result.folder}: data, runs, and the full report in")
-    console.print(f"  {result.folder}/runs/hisac/report.md", soft_wrap=True)
+    console.print(f"  {result.folder}/runs/hisac/report-test.md", soft_wrap=True)

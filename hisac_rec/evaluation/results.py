@@ -1,4 +1,4 @@
-"""What an evaluation found, as typed models: the contents of ``report.json``."""
+"""What an evaluation found, as typed models: the contents of ``report-<split>.json``."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class SliceReport(Strict):
 
 
 class Report(Strict):
-    """``report.json``: everything that one evaluation found."""
+    """``report-<split>.json``: everything that one evaluation found."""
 
     report_version: int = REPORT_VERSION
     data: str
@@ -107,13 +107,14 @@ class Report(Strict):
         """One metric of one predictor, on all rows."""
         return self.predictor(name).metrics[metric].value
 
-    def save(self, folder: str | Path) -> list[Path]:
-        """Write ``report.json`` and ``report.md`` into a folder; returns both paths."""
+    def save(self, folder: str | Path, split: str = "test") -> list[Path]:
+        """Write ``report-<split>.json`` and ``.md`` into a folder; returns both paths."""
         from hisac_rec.evaluation.table import markdown
 
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
-        texts = {"report.json": self.model_dump_json(indent=1), "report.md": markdown(self)}
+        json_name, markdown_name = report_names(split)
+        texts = {json_name: self.model_dump_json(indent=1), markdown_name: markdown(self)}
         for name, text in texts.items():
             temporary = target / f".{name}.tmp"
             temporary.write_text(text, encoding="utf-8")
@@ -121,16 +122,21 @@ class Report(Strict):
         return [target / name for name in texts]
 
     @classmethod
-    def load(cls, path: str | Path) -> Report:
-        """Read a ``report.json``, or the one in a folder.
+    def load(cls, path: str | Path, split: str = "test") -> Report:
+        """Read a report's JSON file, or the one of a split in a folder.
 
         Raises:
             UserError: it is not there or is not a report of this release.
         """
-        file = Path(path) / "report.json" if Path(path).is_dir() else Path(path)
+        file = Path(path) / report_names(split)[0] if Path(path).is_dir() else Path(path)
         try:
             return cls.model_validate(json.loads(file.read_text(encoding="utf-8")))
         except FileNotFoundError:
             raise UserError(f"{file}: no such report; run 'hisac-rec evaluate' first") from None
         except (ValidationError, ValueError) as error:
             raise UserError(f"{file}: not a report of this release ({error})") from None
+
+
+def report_names(split: str) -> tuple[str, str]:
+    """Names of a split's report in a run folder: JSON, Markdown."""
+    return f"report-{split}.json", f"report-{split}.md"

@@ -1,4 +1,4 @@
-"""The report for people: rich tables on a terminal, Markdown in ``report.md``.
+"""The report for people: rich tables on a terminal, Markdown in ``report-<split>.md``.
 
 Both are made from the same cells. The terminal shows what fits into 80 columns (in the slices,
 the AUC of the models, the baseline and the oracle); Markdown shows everything.

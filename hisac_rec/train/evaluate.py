@@ -111,6 +111,6 @@ def evaluate_run(
         },
         draws=draws,
     )
-    report.save(run.root)
-    log.info("written to %s", run.root / "report.md")
+    _, text = report.save(run.root, split)
+    log.info("written to %s", text)
     return report

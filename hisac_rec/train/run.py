@@ -9,7 +9,7 @@
     metrics.jsonl         one line per log line and evaluation
     tensorboard/          the same as curves
     predictions/<split>/  of ``evaluate``
-    report.json, .md      of the last evaluation
+    report-<split>.json   what it found; ``.md`` for people
 """
 
 from __future__ import annotations

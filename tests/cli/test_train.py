@@ -59,8 +59,8 @@ def test_evaluate_prints_and_saves_a_report(trained: Path, small_data: PreparedD
     text = invoke("evaluate", trained, "--draws", "5")
     for expected in ("AUC", "GAUC", "item mean"):
         assert expected.lower() in text.lower()
-    assert (trained / "report.md").is_file()
-    assert json.loads((trained / "report.json").read_text())
+    assert (trained / "report-test.md").is_file()
+    assert json.loads((trained / "report-test.json").read_text())
     again = invoke(
         "evaluate", trained, "--data", small_data.root, "--draws", "5", "--planner", "1xcpu"
     )
@@ -74,6 +74,12 @@ def test_another_run_beside_it(trained: Path, small_data: PreparedData, tmp_path
     invoke("evaluate", floor, "--draws", "0", "--split", "valid")
     text = invoke("evaluate", trained, "--against", floor, "--draws", "5", "--split", "valid")
     assert "no history" in text
+    # A report of each split, beside one another.
+    assert {path.name for path in floor.glob("report-*")} == {
+        "report-valid.json",
+        "report-valid.md",
+    }
+    assert (trained / "report-valid.json").is_file()
 
 
 @pytest.mark.distributed

@@ -125,9 +125,20 @@ def test_slices_add_up(report: Report):
 
 def test_report_round_trip(report: Report, tmp_path: Path):
     written = report.save(tmp_path / "out")
-    assert [path.name for path in written] == ["report.json", "report.md"]
+    assert [path.name for path in written] == ["report-test.json", "report-test.md"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [p.name for p in written]
     assert Report.load(tmp_path / "out") == report
+
+
+def test_each_split_has_a_report_of_its_own(report: Report, tmp_path: Path):
+    report.save(tmp_path)
+    valid = report.model_copy(update={"rows": report.rows - 1})
+    valid.save(tmp_path, split="valid")
+    assert Report.load(tmp_path) == report
+    assert Report.load(tmp_path, split="valid") == valid
+    assert len(list(tmp_path.iterdir())) == 4
+    with pytest.raises(UserError, match=r"report-train\.json: no such report"):
+        Report.load(tmp_path, split="train")
 
 
 def test_same_seed_same_report(data, folders, report):
@@ -193,7 +204,7 @@ def test_names_must_differ_and_exist(data, folders):
 def test_report_that_is_none(report: Report, tmp_path: Path):
     with pytest.raises(UserError, match="no such report"):
         Report.load(tmp_path)
-    (tmp_path / "report.json").write_text("{}")
+    (tmp_path / "report-test.json").write_text("{}")
     with pytest.raises(UserError, match="not a report of this release"):
         Report.load(tmp_path)
     with pytest.raises(UserError, match=r"no predictor 'hisak'.*did you mean 'hisac'"):
