@@ -1,0 +1,64 @@
+"""The shipped definitions of KuaiRand-Pure and Statics 2011 against counts of the raw files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import duckdb
+import pyarrow.parquet as pq
+
+from hisac_rec.config import load_config
+from hisac_rec.data.contract import SPLITS, PreparedData
+from hisac_rec.data.definition import DatasetDefinition
+from hisac_rec.data.prepare import prepare
+from hisac_rec.shipped import find_config
+
+
+def made(name: str, raw: Path, out: Path, *overrides: str) -> PreparedData:
+    path = find_config("datasets", name)
+    return prepare(load_config(DatasetDefinition, path, list(overrides)), out, raw=raw)
+
+
+def test_kuairand(shared_data: Path, tmp_path: Path) -> None:
+    raw = shared_data / "kuairand-pure-slice"
+    data = made("kuairand_pure", raw, tmp_path / "data")
+    splits = data.manifest.splits
+    logs = f"read_parquet(['{raw}/val.parquet', '{raw}/test.parquet'])"
+    for split, condition in {
+        "train": "time_ms < 1651680000000",
+        "valid": "time_ms >= 1651680000000 AND time_ms < 1651766400000",
+        "test": "time_ms >= 1651766400000",
+    }.items():
+        rows, clicks = duckdb.sql(
+            f"SELECT count(*), sum(is_click) FROM {logs} WHERE {condition}"
+        ).fetchall()[0]
+        assert splits[split].candidates == rows
+        assert splits[split].positives == clicks
+    assert data.manifest.event_types == ["before", "click", "long view"]
+    assert next(f for f in data.manifest.item_features if f.name == "tag").multi
+
+
+def test_statics(shared_data: Path, tmp_path: Path) -> None:
+    raw = shared_data / "statics2011"
+    data = made("statics2011", raw, tmp_path / "data")
+    blocks = []
+    for file in ("STATICS_train.csv", "STATICS_test.csv"):
+        lines = [line.strip().rstrip(",") for line in (raw / file).read_text().splitlines()]
+        lines = [line for line in lines if line]
+        blocks += [lines[at : at + 3] for at in range(0, len(lines), 3)]
+    answers = sorted(tuple(right.split(",")) for _, _, right in blocks)
+    assert data.manifest.users == len(blocks) + 1
+    # The first five answers of a student are history alone.
+    expected = sum(max(0, len(right) - 5) for right in answers)
+    assert sum(data.manifest.splits[split].candidates for split in SPLITS) == expected
+    rows = pq.read_table(data.root / "test", columns=["history_type", "requests"]).to_pylist()
+    names = {"right": "1", "wrong": "0"}
+    types = [names[name] for name in data.manifest.event_types]
+    found = []
+    for row in rows:
+        last = row["requests"][-1]
+        assert last["history_end"] == len(row["history_type"])
+        label = str(int(last["labels"][-1]))
+        found.append((*(types[kind] for kind in row["history_type"]), label))
+    # A student's history and last label are the raw answers in their order.
+    assert sorted(found) == [right for right in answers if len(right) > 5]
