@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from pathlib import Path
 
 import torch.distributed as dist
@@ -17,6 +18,7 @@ from hisac_rec.ranker.config import ModelConfig
 from hisac_rec.train.checkpoint import Position, load_checkpoint
 from hisac_rec.train.distributed import Ranks
 from hisac_rec.train.job import open_job, resolve_plan, shard
+from hisac_rec.train.metrics_log import MetricsLog
 from hisac_rec.train.optim import Optimizers
 from hisac_rec.train.pipeline import Batches, predict
 from hisac_rec.train.run import RunFolder, checkpoint_manifest
@@ -70,6 +72,7 @@ def write_predictions(
     if ranks.first:
         folder.mkdir(parents=True, exist_ok=True)
     dist.barrier()
+    started = time.perf_counter()
     with writer, progress(f"predict {split}", total, "candidates") as advance:
         for batch, logits in predict(model, Optimizers(model, job.config.train), ranks, feeder):
             counts = batch.candidate_offsets.diff()
@@ -86,6 +89,10 @@ def write_predictions(
             )
             advance(batch.num_candidates * ranks.world_size)
     dist.barrier()
+    rate = total / (time.perf_counter() - started)
+    written = MetricsLog(run.root, ranks.first)
+    written.write(manifest.position.step, "predict", {"candidates_per_second": round(rate, 1)})
+    written.close()
     return folder
 
 
