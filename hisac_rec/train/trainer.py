@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 import torch.distributed as dist
@@ -29,6 +31,9 @@ from hisac_rec.train.validation import validate
 
 log = logging.getLogger(__name__)
 
+Watcher: TypeAlias = Callable[[Position, dict[str, float]], None]
+"""Told of every evaluation: where training stands, and the validation metrics."""
+
 
 @dataclass
 class Window:
@@ -46,6 +51,7 @@ def train(
     *,
     plan: Path | PlannerConfig | None = None,
     resume: bool = False,
+    watcher: Watcher | None = None,
 ) -> dict[str, float]:
     """Train a model and leave a run folder behind. Called on every rank.
 
@@ -56,6 +62,8 @@ def train(
         plan: a saved plan, a planner config, or None for the devices that are there.
         resume: go on from the last checkpoint of ``out``, or start again where the run died
             before its first.
+        watcher: called on every rank after each evaluation and its checkpoint; what it raises,
+            on all ranks alike, ends the training there.
 
     Returns:
         The best validation metrics.
@@ -68,7 +76,8 @@ def train(
     _check_folder(folder, job, resume)
     sharding = resolve_plan(job, ranks, plan)
     model = shard(job, sharding, ranks)
-    trainer = Trainer(job, ranks, folder, model, Optimizers(model, job.config.train))
+    optimizers = Optimizers(model, job.config.train)
+    trainer = Trainer(job, ranks, folder, model, optimizers, watcher)
     # A job that died before its first checkpoint left none: it starts again.
     if resume and trainer.checkpoints.steps():
         trainer.resume()
@@ -91,10 +100,11 @@ class Trainer:
         folder: RunFolder,
         model: torch.nn.Module,
         optimizers: Optimizers,
+        watcher: Watcher | None = None,
     ) -> None:
         self.job, self.ranks, self.folder = job, ranks, folder
         self.config = job.config.train
-        self.model, self.optimizers = model, optimizers
+        self.model, self.optimizers, self.watcher = model, optimizers, watcher
         self.batches = Batches(job, ranks)
         self.checkpoints = folder.checkpoints(self.config.keep_checkpoints)
         self.position = Position()
@@ -249,6 +259,8 @@ class Trainer:
         )
         self._write("valid", self.metrics)
         self._save(is_best=improved)
+        if self.watcher is not None:
+            self.watcher(self.position, self.metrics)
         self.window = Window()
 
     def _save(self, *, is_best: bool) -> None:

@@ -14,6 +14,7 @@ from training import logged, one_process, predict_run, small_config, train_run
 
 from hisac_rec.data.contract import PreparedData
 from hisac_rec.errors import UserError
+from hisac_rec.train.checkpoint import Position
 from hisac_rec.train.job import open_job, resolve_plan, shard
 from hisac_rec.train.optim import Optimizers
 from hisac_rec.train.pipeline import predict
@@ -185,6 +186,26 @@ def test_more_epochs_may_be_asked_on_resume(small_data: PreparedData, tmp_path: 
     steps = max(logged(tmp_path / "run", "train", "loss"))
     train_run(small_config("train.epochs=2"), small_data, tmp_path / "run", resume=True)
     assert max(logged(tmp_path / "run", "train", "loss")) > 1.5 * steps
+
+
+def test_a_watcher_sees_every_evaluation_and_may_end_the_training(
+    small_data: PreparedData, tmp_path: Path
+) -> None:
+    seen: list[tuple[int, int, float]] = []
+
+    def watch(position: Position, metrics: dict[str, float]) -> None:
+        seen.append((position.step, position.epoch, metrics["auc"]))
+        if len(seen) == 3:
+            raise InterruptedRunError
+
+    config = small_config("train.epochs=4", "train.early_stop=0", "train.eval_every=20")
+    with pytest.raises(InterruptedRunError):
+        train_run(config, small_data, tmp_path / "run", watcher=watch)
+    assert [epoch for _, epoch, _ in seen] == [0, 1, 1]
+    assert {step: auc for step, _, auc in seen} == logged(tmp_path / "run", "valid", "auc")
+    # The checkpoint of that evaluation is there: the run may go on.
+    train_run(config, small_data, tmp_path / "run", resume=True, watcher=watch)
+    assert seen[-1][1] == 4
 
 
 def test_early_stop(small_data: PreparedData, tmp_path: Path) -> None:
