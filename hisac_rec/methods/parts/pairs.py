@@ -64,11 +64,11 @@ class Pairs:
 
     def of_candidates(self, rows: Tensor) -> Tensor:
         """[N, ...] -> [P, Bc, ...]. O(P Bc width)."""
-        return self.candidates.gather(rows)[self.candidate_block]
+        return _gather(rows, self.candidates.index[self.candidate_block])
 
     def of_events(self, rows: Tensor) -> Tensor:
         """[T, ...] -> [P, Bt, ...]. O(P Bt width)."""
-        return self.events.gather(rows)[self.event_block]
+        return _gather(rows, self.events.index[self.event_block])
 
     def candidate_rows(self, blocked: Tensor) -> Tensor:
         """[C, Bc, ...] -> [N, ...]. O(N width)."""
@@ -80,9 +80,12 @@ class Pairs:
         Args:
             elements_per_pair: size of the intermediate for one pair of blocks.
             limit: how many numbers a part may hold; a part has at least one pair.
+
+        Without pairs there is one empty part: parameters that a caller applies to its parts
+        then still take part in the backward pass, which data-parallel training relies on.
         """
         size = max(1, limit // max(1, elements_per_pair))
-        for first in range(0, len(self), size):
+        for first in range(0, max(1, len(self)), size):
             part = slice(first, first + size)
             yield Pairs(
                 self.candidates, self.events, self.candidate_block[part], self.event_block[part]
@@ -237,9 +240,6 @@ def top_events(
         keys, at = _merge(keys, part.candidate_block, k)
         best.append(keys)
         blocks.append(at)
-    if not best:
-        # No pairs: ask for the scores of none, to know whether there are heads.
-        best, blocks = [_sortable(score(pairs), pairs)], [pairs.candidate_block]
     keys, at = _merge(torch.cat(best), torch.cat(blocks), k)
     count = len(pairs.candidates.request)
     full = keys.new_full((count, *keys.shape[1:]), _UNFILLED)
@@ -249,6 +249,12 @@ def top_events(
     rows = pairs.candidate_rows(full)
     filled = rows != _UNFILLED
     return torch.where(filled, rows & _LOW_BITS, 0), filled
+
+
+def _gather(rows: Tensor, index: Tensor) -> Tensor:
+    """[x, ...], [P, B] -> [P, B, ...]."""
+    # Straight from the rows: a part of the pairs must not cost as much as all of them.
+    return rows.index_select(0, index.flatten()).unflatten(0, index.shape)
 
 
 def _sortable(scores: Tensor, pairs: Pairs) -> Tensor:

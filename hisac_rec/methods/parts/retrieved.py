@@ -115,7 +115,8 @@ def take_events(values: Tensor, rows: Tensor, filled: Tensor) -> Tensor:
         [*rows.shape, ...], zeros where unfilled; works for T = 0. O(rows x width).
     """
     if not values.shape[0]:
-        return values.new_zeros((*rows.shape, *values.shape[1:]))
+        # A sum over no rows: zeros that keep their place in the backward pass.
+        return values.sum(0).expand(*rows.shape, *values.shape[1:])
     # index_select's gradient is an index_add; that of plain indexing sorts all rows first.
     taken = values.index_select(0, torch.where(filled, rows, 0).flatten())
     mask = filled.view(*filled.shape, *[1] * (values.dim() - 1))
