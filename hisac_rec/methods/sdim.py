@@ -46,7 +46,7 @@ class Method(HistoryMethod):
     the whole event e', whose event type and age a candidate has not (they start at zero).
 
     Source: Sampling Is All You Need on Modeling Long-Term User Behaviors for CTR Prediction,
-    arXiv 2205.10249, section 4. Left out: the approximate random projection by a fast
+    arXiv 2205.10249. Left out: the approximate random projection by a fast
     Hadamard transform (at these widths the product is cheap), and the target attention over
     the short sequence, which the ranker has in a form of its own for every method.
     """
