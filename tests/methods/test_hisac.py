@@ -92,6 +92,66 @@ def test_compress_equals_the_reference(
         assert (memory.path[request, ~filled] == -1).all()
 
 
+@pytest.mark.parametrize("way", ["agents", "hard"])
+@pytest.mark.parametrize("semantics", ["codes", "vectors"])
+def test_shared_out_events_add_up_to_the_history(way: str, semantics: str) -> None:
+    method = make_method(keep=[2, 2], routing=way, semantics=semantics)
+    history, _ = make_case([60, 0, 1], [1, 1, 1], dtype=torch.float64)
+    memory = method.compress(history)
+    assert memory.events.sum(1).tolist() == pytest.approx([60.0, 0.0, 1.0])
+    sums = (memory.vectors * memory.events.unsqueeze(-1)).sum(1)
+    expected = torch.stack([part.sum(0) for part in history.values.split([60, 0, 1])])
+    torch.testing.assert_close(sums, expected)
+
+
+@pytest.mark.parametrize("half_life", [None, 3.0])
+def test_fading_votes_and_reserved_agents(half_life: float | None) -> None:
+    method = make_method(keep=[1, 1], tail_agents=3, vote_half_life=half_life)
+    history, _ = make_case([60, 0, 1], [1, 1, 1], dtype=torch.float64)
+    memory = method.compress(history)
+    assert memory.filled.sum(1).tolist() == [4, 0, 1]
+    paths = [tuple(path) for path in history.codes[:60].tolist()]
+    unit = 1 if half_life is None else 65536
+    expected = vote(paths, [1, 1], half_life=half_life, tail=3)
+    assert memory.path[0].tolist() == [a * CODES[1] + b for a, b in expected]
+    assert memory.events[0].tolist() == pytest.approx([v / unit for v in expected.values()])
+
+
+def test_semantics_find_an_agent_that_embeddings_do_not() -> None:
+    """With equal embeddings everywhere, the gain decides which agent is read."""
+    method = make_method(keep=[4, 6], path_votes=False, profile=False, agent_weight="none")
+    history, candidates = make_case([40], [5], dtype=torch.float64)
+    blind = type(candidates)(
+        candidates.offsets,
+        torch.zeros_like(candidates.values),
+        candidates.codes,
+        None,
+        candidates.request,
+    )
+    memory = method.compress(history)
+    found = method.read(memory, blind)
+    assert found.std(0).max() > 1e-6
+    words = [level.tolist() for level in method.codebook]
+    agents = [divmod(path, CODES[1]) for path in memory.path[0].tolist()]
+    for row, codes in enumerate(candidates.codes.tolist()):
+        wanted = torch.tensor(path_vector(tuple(codes), words), dtype=torch.float64)
+        scores = torch.tensor(
+            [
+                torch.nn.functional.cosine_similarity(
+                    wanted, torch.tensor(path_vector(path, words), dtype=torch.float64), dim=0
+                )
+                for path in agents
+            ]
+            + [0.0],
+            dtype=torch.float64,
+        )
+        slots = torch.cat([memory.vectors[0], torch.zeros(1, DIM, dtype=torch.float64)])
+        torch.testing.assert_close(found[row, 0], scores.softmax(0) @ slots)
+    with torch.no_grad():
+        method.semantic_gain.zero_()
+    assert method.read(memory, blind).std(0).max() < 1e-12
+
+
 def test_routed_vectors_are_exact_enough_in_fp32() -> None:
     """Thousands of events, the default temperature: fp32 against the plain float64."""
     method = make_method(torch.float32, keep=[4, 2])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hisac_rec.methods.hisac import routing
-from hisac_rec.methods.hisac.reference import route
-from hisac_rec.methods.hisac.routing import Frozen, soft_route
+from hisac_rec.methods.hisac.reference import route, share_out
+from hisac_rec.methods.hisac.routing import Frozen, Routing, route_with_mass, soft_route
 
 
 def offsets_of(lengths: list[int]) -> Tensor:
@@ -69,6 +71,56 @@ def test_equals_the_reference(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(routing, "CHUNK_ELEMENTS", chunk)
         torch.testing.assert_close(soft_route(values, frozen), plain(values, frozen))
+
+
+@pytest.mark.parametrize("chunk", [1, 100, 1 << 24])
+@pytest.mark.parametrize("way", ["agents", "hard"])
+@settings(max_examples=25, deadline=None)
+@given(
+    lengths=st.lists(st.sampled_from([0, 1, 15, 17, 40]), min_size=1, max_size=4),
+    slots=st.integers(1, 4),
+    squared=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_sharing_events_out_equals_the_reference(
+    chunk: int, way: Routing, lengths: list[int], slots: int, squared: bool, seed: int
+) -> None:
+    values, frozen = random_case(lengths, slots, squared=squared, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    used = torch.randint(1, slots + 1, (len(lengths),), generator=generator)
+    filled = torch.arange(slots) < used[:, None]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(routing, "CHUNK_ELEMENTS", chunk)
+        found, mass = route_with_mass(values, replace(frozen, routing=way, filled=filled))
+    torch.testing.assert_close(mass.sum(1), torch.tensor(lengths, dtype=torch.float64))
+    # No event is lost: agents weighted by their mass add up to the history.
+    parts = [part.sum(0) for part in values.split(lengths)]
+    torch.testing.assert_close((found * mass.unsqueeze(-1)).sum(1), torch.stack(parts))
+    for request, length in enumerate(lengths):
+        rows = slice(int(frozen.offsets[request]), int(frozen.offsets[request]) + length)
+        own = filled[request]
+        expected = (
+            share_out(
+                frozen.queries[request, own].tolist(),
+                frozen.keys[rows].tolist(),
+                values[rows].tolist() or [[0.0] * 5],
+                frozen.tau,
+                squared,
+                hard=way == "hard",
+            )
+            if length
+            else [[0.0] * 5] * int(own.sum())
+        )
+        torch.testing.assert_close(found[request, own], torch.tensor(expected, dtype=torch.float64))
+        assert not found[request, ~own].any()
+
+
+@pytest.mark.parametrize("way", ["agents", "hard"])
+def test_gradient_of_shared_out_values(way: Routing) -> None:
+    values, frozen = random_case([4, 0, 19, 1], 3, counted=True)
+    values.requires_grad_()
+    shared = replace(frozen, routing=way)
+    assert torch.autograd.gradcheck(lambda v: soft_route(v, shared), (values,))
 
 
 @pytest.mark.parametrize("squared", [False, True])

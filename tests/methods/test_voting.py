@@ -18,6 +18,7 @@ from hisac_rec.methods.hisac.voting import (
     count_leaves,
     path_numbers,
     path_vectors,
+    recent_votes,
     to_slots,
 )
 
@@ -97,6 +98,36 @@ def test_both_ways_of_counting_agree(case: tuple[Any, ...]) -> None:
         assert torch.equal(leaves.path[leaves.of_event], path_numbers(codes, counts))
     for name in ("request", "path", "votes", "of_event"):
         assert torch.equal(getattr(found[0], name), getattr(found[1], name)), name
+
+
+@pytest.mark.parametrize("bins_per_event", [0, 10**9], ids=["sort", "dense"])
+@settings(max_examples=60, deadline=None)
+@given(case=voting_cases(), half_life=st.sampled_from([None, 0.5, 7.0]), tail=st.integers(0, 3))
+def test_fading_votes_and_reserved_leaves_equal_the_reference(
+    bins_per_event: int, case: tuple[Any, ...], half_life: float | None, tail: int
+) -> None:
+    counts, keep, histories = case
+    codes, request = batch_of(histories, len(counts))
+    offsets = torch.tensor([0, *map(len, histories)]).cumsum(0)
+    votes = None if half_life is None else recent_votes(offsets, request, half_life)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(voting, "DENSE_BINS_PER_EVENT", bins_per_event)
+        leaves = count_leaves(codes, request, len(histories), counts, votes)
+    assert int(leaves.events.sum()) == len(codes)
+    found = activate(leaves, keep, counts, tail)
+    assert rows(found) == [
+        (user, number(path, counts), number_of_votes)
+        for user, history in enumerate(histories)
+        for path, number_of_votes in vote(history, keep, half_life=half_life, tail=tail).items()
+    ]
+
+
+def test_recent_events_outvote_old_ones() -> None:
+    history: Paths = [(0,)] * 5 + [(1,)] * 2
+    codes, request = batch_of([history], 1)
+    votes = recent_votes(torch.tensor([0, 7]), request, 1.0)
+    assert rows(activate(count_leaves(codes, request, 1, [2], votes), [1], [2]))[0][1] == 1
+    assert rows(activate(count_leaves(codes, request, 1, [2]), [1], [2])) == [(0, 0, 5)]
 
 
 def test_thousands_of_events_beside_empty_and_single_histories() -> None:

@@ -19,14 +19,16 @@ from hisac_rec.config import Strict
 from hisac_rec.data.inputs import Side
 from hisac_rec.errors import UserError
 from hisac_rec.methods.base import Candidates, History, HistoryMethod, MethodShape, request_of_rows
-from hisac_rec.methods.hisac.routing import Frozen, soft_route
+from hisac_rec.methods.hisac.routing import Frozen, Routing, route_with_mass
 from hisac_rec.methods.hisac.voting import (
+    VOTE_UNIT,
     Agents,
     Leaves,
     activate,
     count_leaves,
     path_numbers,
     path_vectors,
+    recent_votes,
     to_slots,
 )
 from hisac_rec.methods.parts.agents import AgentMemory, AgentReader, ReaderConfig
@@ -45,6 +47,16 @@ class HiSACConfig(ReaderConfig):
     keep: list[PositiveInt] = [16, 8]
     """k^(l): children kept under each surviving parent, per codebook level. At most their
     product of agents. A value at or above the level's codes switches pruning off there."""
+    tail_agents: int = Field(default=0, ge=0)
+    """Leaves that pruning would drop and that are kept all the same, most votes first: agents
+    reserved for the long tail, beside those of ``keep``. Not in the paper."""
+    vote_half_life: float | None = Field(default=None, gt=0)
+    """Recency-aware votes: an event so many events back in the history votes half as much as
+    the newest; unset: one event, one vote. Not in the paper."""
+    routing: Routing = "events"
+    """Which axis alpha is normalised over. "events" (paper): each agent reads the whole
+    history, near events most. "agents": each event is shared out among the agents, so agents
+    add up to the history. "hard": each event goes to its nearest agent alone."""
     tau: float = Field(default=0.1, gt=0)
     """Routing temperature, in the unit of the (squared) distance between semantic vectors.
     Small: an agent averages its own leaf; large: every agent averages the whole history."""
@@ -142,14 +154,21 @@ class HiSAC(HistoryMethod):
         """Votes -> agents -> routed vectors, candidate-independent."""
         requests = history.num_requests
         request = request_of_rows(history.offsets, history.values.shape[0])
-        leaves = count_leaves(history.codes, request, requests, self.code_counts)
-        agents = activate(leaves, self.config.keep, self.code_counts)
+        votes, unit = None, 1
+        if self.config.vote_half_life is not None:
+            votes = recent_votes(history.offsets, request, self.config.vote_half_life)
+            unit = VOTE_UNIT
+        leaves = count_leaves(history.codes, request, requests, self.code_counts, votes)
+        agents = activate(leaves, self.config.keep, self.code_counts, self.config.tail_agents)
         slot, filled = to_slots(agents, requests)
-        vectors = self._route(history, leaves, agents, slot, filled)
+        vectors, mass = self._route(history, leaves, agents, slot, filled)
+        events = mass * filled  # what was shared out to each agent, where events are
+        if self.config.routing == "events":
+            events = _spread(agents.votes.to(mass.dtype) / unit, agents, slot, filled, empty=0)
         return InterestMemory(
             vectors=vectors * filled.unsqueeze(-1),
             filled=filled,
-            events=_spread(agents.votes.to(torch.float32), agents, slot, filled, empty=0),
+            events=events,
             path=_spread(agents.path, agents, slot, filled, empty=-1),
         )
 
@@ -173,25 +192,27 @@ class HiSAC(HistoryMethod):
 
     def _route(
         self, history: History, leaves: Leaves, agents: Agents, slot: Tensor, filled: Tensor
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
+        """Routed vectors [R, K, d] and the mass [R, K] behind them."""
         codebook = self.codebook
         leaf_vectors = path_vectors(leaves.path, codebook)
         queries = leaf_vectors.new_zeros((*filled.shape, leaf_vectors.shape[1]))
         queries[agents.request, slot] = leaf_vectors[agents.leaf]
-        tau, squared = self.config.tau, self.config.squared_distance
-        if self.config.semantics == "vectors":
+        config = self.config
+        how = (config.tau, config.squared_distance, config.routing, filled)
+        if config.semantics == "vectors":
             if history.vectors is None:
                 raise ValueError("semantics = 'vectors' needs History.vectors")
             keys = history.vectors.to(queries.dtype)
-            return soft_route(
-                history.values, Frozen(queries, keys, None, history.offsets, tau, squared)
+            return route_with_mass(
+                history.values, Frozen(queries, keys, None, history.offsets, *how)
             )
         # Events of one leaf share their key, so route the leaves' sums, each counted by votes.
         sums = history.values.new_zeros((len(leaves.path), history.values.shape[1]))
         sums = sums.index_add(0, leaves.of_event, history.values)
         counts = torch.bincount(leaves.request, minlength=filled.shape[0])
         offsets = nn.functional.pad(counts.cumsum(0), (1, 0))
-        return soft_route(sums, Frozen(queries, leaf_vectors, leaves.votes, offsets, tau, squared))
+        return route_with_mass(sums, Frozen(queries, leaf_vectors, leaves.events, offsets, *how))
 
 
 def path_vote_features(

@@ -13,17 +13,23 @@ Path = tuple[int, ...]
 Vector = Sequence[float]
 
 
-def vote(paths: Sequence[Path], keep: Sequence[int]) -> dict[Path, int]:
+def vote(
+    paths: Sequence[Path], keep: Sequence[int], *, half_life: float | None = None, tail: int = 0
+) -> dict[Path, int]:
     """Agents of one user: surviving leaf path -> votes, in order of path.
 
     Args:
         paths: the semantic ID of each event, D codes each.
         keep: k^(1)..k^(D).
+        half_life: votes halve every so many events into the past, and are counted in 65536ths
+            of the newest event's; None: one each.
+        tail: pruned leaves kept all the same.
     """
     votes: Counter[Path] = Counter()
-    for path in paths:
+    for back, path in enumerate(reversed(paths)):
+        one = 1 if half_life is None else max(1, round(65536 * 0.5 ** (back / half_life)))
         for level in range(1, len(path) + 1):
-            votes[path[:level]] += 1
+            votes[path[:level]] += one
     surviving: list[Path] = [()]
     for level, k in enumerate(keep, start=1):
         next_level: list[Path] = []
@@ -32,13 +38,46 @@ def vote(paths: Sequence[Path], keep: Sequence[int]) -> dict[Path, int]:
             children.sort(key=lambda node: (-votes[node], node))
             next_level += children[:k]
         surviving = next_level
-    return {path: votes[path] for path in sorted(surviving)}
+    pruned = [path for path in set(paths) if path not in surviving]
+    pruned.sort(key=lambda node: (-votes[node], node))
+    return {path: votes[path] for path in sorted(surviving + pruned[:tail])}
 
 
 def path_vector(path: Path, codebook: Sequence[Sequence[Vector]]) -> list[float]:
     """z: the sum of the code words on a path."""
     words = [codebook[level][code] for level, code in enumerate(path)]
     return [math.fsum(column) for column in zip(*words, strict=True)]
+
+
+def share_out(
+    queries: Sequence[Vector],
+    keys: Sequence[Vector],
+    values: Sequence[Vector],
+    tau: float,
+    squared: bool,
+    *,
+    hard: bool,
+) -> list[list[float]]:
+    """All agents, every event shared out among them by softmax(-distance / tau), or given to
+    its nearest alone: the weighted mean of what arrives at each; zeros where nothing does.
+    """
+    total = [0.0] * len(queries)
+    sums = [[0.0] * len(values[0]) for _ in queries]
+    for key, value in zip(keys, values, strict=True):
+        squares = [math.fsum((a - b) ** 2 for a, b in zip(q, key, strict=True)) for q in queries]
+        distances = squares if squared else [math.sqrt(square) for square in squares]
+        nearest = min(distances)
+        shares = [math.exp((nearest - distance) / tau) for distance in distances]
+        if hard:
+            shares = [0.0] * len(queries)
+            shares[distances.index(nearest)] = 1.0
+        for agent, share in enumerate(shares):
+            share /= math.fsum(shares)
+            total[agent] += share
+            sums[agent] = [s + share * v for s, v in zip(sums[agent], value, strict=True)]
+    return [
+        [s / t for s in row] if t else [0.0] * len(row) for row, t in zip(sums, total, strict=True)
+    ]
 
 
 def route(

@@ -1,6 +1,8 @@
 """Soft-routing attention as one operator (docs/method.md).
 
-``alpha[a, i] = softmax over i of (-||e_i - z_a|| / tau)`` and ``zhat_a = sum_i alpha e'_i``.
+``alpha[a, i] = softmax over i of (-||e_i - z_a|| / tau)`` and ``zhat_a = sum_i alpha e'_i``
+is the paper's form; two rivals of it share the operator: a softmax over the agents (every
+event is shared out among them) and its limit, hard routing (every event to one agent).
 Queries and keys are frozen: no gradient flows through alpha, so the backward pass is
 ``d e' = alpha^T d zhat`` and alpha is recomputed there instead of being stored.
 
@@ -12,13 +14,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from hisac_rec.methods.parts.blocks import Blocks, block_size, make_blocks
+
+Routing: TypeAlias = Literal["events", "agents", "hard"]
 
 CHUNK_ELEMENTS = 1 << 24
 """At most about this many elements of alpha exist at a time (64 MiB in fp32)."""
@@ -35,6 +39,10 @@ class Frozen:
         offsets: [R+1] int64 over T.
         tau: temperature, > 0.
         squared: use the squared distance.
+        routing: "events": alpha is a softmax over events, each agent reads the whole history;
+            "agents": over agents, each event is shared out among the agents; "hard": each
+            event goes to its nearest agent alone, the first of equals.
+        filled: [R, K] bool, slots that take part in "agents" and "hard"; None: all.
     """
 
     queries: Tensor
@@ -43,9 +51,16 @@ class Frozen:
     offsets: Tensor
     tau: float
     squared: bool
+    routing: Routing = "events"
+    filled: Tensor | None = None
 
 
 def soft_route(values: Tensor, frozen: Frozen) -> Tensor:
+    """Route rows to agents: the vectors of :func:`route_with_mass`."""
+    return route_with_mass(values, frozen)[0]
+
+
+def route_with_mass(values: Tensor, frozen: Frozen) -> tuple[Tensor, Tensor]:
     """Route rows to agents.
 
     With ``counts``, a row stands for that many events with one shared key, and its value is
@@ -56,16 +71,14 @@ def soft_route(values: Tensor, frozen: Frozen) -> Tensor:
         frozen: queries, keys and temperature.
 
     Returns:
-        [R, K, d]; zeros for a request without rows. O(T K (s + d)) multiplications,
-        O(min(T K, CHUNK_ELEMENTS)) extra memory.
+        vectors [R, K, d], weighted means of the values, zeros where nothing arrived; and
+        mass [R, K], the sum of each agent's weights (with "agents" and "hard": its events).
+        O(T K (s + d)) multiplications, O(min(T K, CHUNK_ELEMENTS)) extra memory.
     """
-    f = frozen
     # Distances of 8 significant bits would change which events an agent reads, so autocast
     # stops here; the result has the type of the values.
     with torch.autocast(values.device.type, enabled=False):
-        result: Tensor = _SoftRoute.apply(
-            values, f.queries, f.keys, f.counts, f.offsets, f.tau, f.squared
-        )
+        result: tuple[Tensor, Tensor] = _SoftRoute.apply(values, frozen)
     return result
 
 
@@ -74,46 +87,43 @@ class _SoftRoute(torch.autograd.Function):
     def forward(
         ctx: Any,
         values: Tensor,
-        queries: Tensor,
-        keys: Tensor,
-        counts: Tensor | None,
-        offsets: Tensor,
-        tau: float,
-        squared: bool,
-    ) -> Tensor:
-        frozen = Frozen(queries, keys, counts, offsets, tau, squared)
+        frozen: Frozen,
+    ) -> tuple[Tensor, Tensor]:
+        queries = frozen.queries
         requests, slots, _ = queries.shape
         highest = queries.new_full((requests, slots), float("-inf"))
-        total = queries.new_zeros((requests, slots))
+        mass = queries.new_zeros((requests, slots))
         result = values.new_zeros((requests, slots, values.shape[1]))
         for blocks in _chunks(frozen):
             at = blocks.request
             scores = _scores(frozen, blocks)
-            top = scores.amax(-1)
-            highest.scatter_reduce_(0, at.unsqueeze(1).expand_as(top), top, "amax")
-            weights = (scores - highest[at].unsqueeze(-1)).exp_()
-            total.index_add_(0, at, _mass(weights, blocks, counts))
+            if frozen.routing == "events":
+                # A chunk holds whole requests, so its maximum is the request's.
+                top = scores.amax(-1)
+                highest.scatter_reduce_(0, at.unsqueeze(1).expand_as(top), top, "amax")
+            weights = _weights(frozen, blocks, scores, highest)
+            mass.index_add_(0, at, _mass(weights, blocks, frozen.counts))
             result.index_add_(0, at, torch.bmm(weights.to(values.dtype), blocks.gather(values)))
-        total = total.clamp_min(torch.finfo(total.dtype).tiny)
-        result /= total.unsqueeze(-1)
-        ctx.save_for_backward(queries, keys, counts, offsets, highest, total)
-        ctx.tau, ctx.squared, ctx.rows = tau, squared, values.shape[0]
-        return result
+        divisor = mass.clamp_min(torch.finfo(mass.dtype).tiny)
+        result /= divisor.unsqueeze(-1)
+        # Queries, keys and counts get no gradient, so nothing needs save_for_backward's checks.
+        ctx.frozen, ctx.highest, ctx.divisor, ctx.rows = frozen, highest, divisor, len(values)
+        ctx.mark_non_differentiable(mass)
+        return result, mass
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None, None, None]:
-        queries, keys, counts, offsets, highest, total = ctx.saved_tensors
-        frozen = Frozen(queries, keys, counts, offsets, ctx.tau, ctx.squared)
-        scaled = gradient / total.unsqueeze(-1)
+    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, None]:
+        frozen: Frozen = ctx.frozen
+        scaled = gradient / ctx.divisor.unsqueeze(-1)
         result = gradient.new_zeros((ctx.rows, gradient.shape[-1]))
         for blocks in _chunks(frozen):
             at = blocks.request
-            weights = (_scores(frozen, blocks) - highest[at].unsqueeze(-1)).exp_()
+            weights = _weights(frozen, blocks, _scores(frozen, blocks), ctx.highest)
             part = torch.bmm(weights.transpose(1, 2).to(gradient.dtype), scaled[at])
             first = int(blocks.index[0, 0])
             result[first : first + len(blocks.place)] = blocks.rows(part)
-        return result, None, None, None, None, None, None
+        return result, None
 
 
 def _chunks(frozen: Frozen) -> Iterator[Blocks]:
@@ -156,6 +166,21 @@ def _scores(frozen: Frozen, blocks: Blocks) -> Tensor:
         distance.sqrt_()
     distance.mul_(-1.0 / frozen.tau)
     return distance.masked_fill_(~blocks.mask.unsqueeze(1), float("-inf"))
+
+
+def _weights(frozen: Frozen, blocks: Blocks, scores: Tensor, highest: Tensor) -> Tensor:
+    """[n, K, B]: what each place gives each agent, 0 at masked places; reuses ``scores``."""
+    if frozen.routing == "events":
+        return (scores - highest[blocks.request].unsqueeze(-1)).exp_()
+    if frozen.filled is not None:
+        unfilled = ~frozen.filled[blocks.request].unsqueeze(-1)
+        scores = scores.masked_fill_(unfilled, float("-inf"))
+    if frozen.routing == "agents":
+        weights = scores.softmax(1)
+    else:
+        nearest = scores.argmax(1, keepdim=True)
+        weights = torch.zeros_like(scores).scatter_(1, nearest, 1.0)
+    return weights.masked_fill_(~blocks.mask.unsqueeze(1), 0.0)
 
 
 def _mass(weights: Tensor, blocks: Blocks, counts: Tensor | None) -> Tensor:

@@ -16,6 +16,9 @@ from math import prod
 import torch
 from torch import Tensor
 
+VOTE_UNIT = 1 << 16
+"""What one vote of the newest event is worth where votes fade."""
+
 DENSE_BINS_PER_EVENT = 8
 """Leaves are counted in a dense table while it has at most this many bins an event."""
 
@@ -27,12 +30,14 @@ class Leaves:
     Args:
         request: [U] int64.
         path: [U] int64, the path of codes as one number (``prefix<D>``).
-        votes: [U] int64.
+        events: [U] int64, how many events lie on each leaf.
+        votes: [U] int64, the sum of their votes: the same number where each has one vote.
         of_event: [T] int64, the leaf of each event.
     """
 
     request: Tensor
     path: Tensor
+    events: Tensor
     votes: Tensor
     of_event: Tensor
 
@@ -62,8 +67,28 @@ def path_numbers(codes: Tensor, code_counts: Sequence[int]) -> Tensor:
     return path
 
 
+def recent_votes(offsets: Tensor, request: Tensor, half_life: float) -> Tensor:
+    """[T] int64 votes that halve every ``half_life`` events into the past.
+
+    In units of 1 / VOTE_UNIT, so that sums are exact and ties the same on every machine;
+    the oldest event keeps one unit. O(T).
+
+    Args:
+        offsets: [R+1] int64 over T; a request's events are in time order.
+        request: [T] int64, the request of each event.
+        half_life: in events, > 0.
+    """
+    row = torch.arange(len(request), device=request.device)
+    age = (offsets[1:][request] - 1 - row).to(torch.float64)
+    return torch.exp2(-age / half_life).mul_(VOTE_UNIT).round_().long().clamp_min_(1)
+
+
 def count_leaves(
-    codes: Tensor, request: Tensor, requests: int, code_counts: Sequence[int]
+    codes: Tensor,
+    request: Tensor,
+    requests: int,
+    code_counts: Sequence[int],
+    votes: Tensor | None = None,
 ) -> Leaves:
     """Occupied leaves with their votes.
 
@@ -74,21 +99,27 @@ def count_leaves(
         request: [T] int64, ascending.
         requests: R.
         code_counts: C_1..C_D.
+        votes: [T] int64 of each event; None: one each.
     """
     width = prod(code_counts)
     key = request * width + path_numbers(codes, code_counts)
     if requests * width <= DENSE_BINS_PER_EVENT * max(1, len(key)):
         table = torch.bincount(key, minlength=requests * width)
         occupied = table.nonzero().squeeze(1)
-        votes = table[occupied]
+        events = table[occupied]
         position = torch.cumsum(table > 0, 0) - 1
         of_event = position[key]
     else:
-        occupied, of_event, votes = torch.unique(key, return_inverse=True, return_counts=True)
-    return Leaves(occupied // width, occupied % width, votes, of_event)
+        occupied, of_event, events = torch.unique(key, return_inverse=True, return_counts=True)
+    total = events
+    if votes is not None:
+        total = torch.zeros_like(events).index_add_(0, of_event, votes)
+    return Leaves(occupied // width, occupied % width, events, total, of_event)
 
 
-def activate(leaves: Leaves, keep: Sequence[int], code_counts: Sequence[int]) -> Agents:
+def activate(
+    leaves: Leaves, keep: Sequence[int], code_counts: Sequence[int], tail: int = 0
+) -> Agents:
     """Keep the top ``keep[l]`` children under each surviving parent, level by level.
 
     O(D U log U).
@@ -97,6 +128,7 @@ def activate(leaves: Leaves, keep: Sequence[int], code_counts: Sequence[int]) ->
         leaves: of :func:`count_leaves`.
         keep: k^(1)..k^(D).
         code_counts: C_1..C_D.
+        tail: so many of a request's pruned leaves survive all the same, most votes first.
     """
     # Bottom-up: nodes of each level, in the same order as the leaves, with summed votes.
     nodes, votes = leaves.path, leaves.votes
@@ -115,6 +147,10 @@ def activate(leaves: Leaves, keep: Sequence[int], code_counts: Sequence[int]) ->
     for k, (votes, parent) in zip(keep, reversed(levels), strict=True):
         kept = _rank_among_siblings(votes, parent) < k
         survives = kept if survives is None else kept & survives[parent]
+    if tail and survives is not None:
+        # Survivors count as without votes, which puts them behind every pruned leaf.
+        pruned = torch.where(survives, 0, leaves.votes)
+        survives = survives | (_rank_among_siblings(pruned, leaves.request) < tail)
     leaf = (
         survives.nonzero().squeeze(1)
         if survives is not None
