@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
-from hisac_rec.config import Strict, load_config, validate
+from hisac_rec.config import Strict, apply_overrides, read_toml, validate
 from hisac_rec.data.inputs import InputConfig
 from hisac_rec.data.loader import LoaderConfig
 from hisac_rec.errors import UserError
@@ -81,8 +82,17 @@ def load_model_config(path: Path, overrides: list[str] | None = None) -> ModelCo
     Raises:
         UserError: naming file, key, value and what is allowed.
     """
-    config = load_config(ModelConfig, path, overrides or [])
+    return resolve_model_config(apply_overrides(read_toml(path), overrides or []), str(path))
+
+
+def resolve_model_config(raw: Mapping[str, Any], source: str) -> ModelConfig:
+    """Validate the contents of a model file; ``source`` is how messages name it.
+
+    Raises:
+        UserError: see :func:`load_model_config`.
+    """
+    config = validate(ModelConfig, raw, source)
     if "method" not in config.history:
-        raise UserError(f"{path}: key 'history.method' is required")
-    keys = config.method_config(source=f"{path}: [history]").model_dump(mode="json")
+        raise UserError(f"{source}: key 'history.method' is required")
+    keys = config.method_config(source=f"{source}: [history]").model_dump(mode="json")
     return config.model_copy(update={"history": {"method": config.method, **keys}})
