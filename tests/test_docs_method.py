@@ -56,7 +56,7 @@ def test_the_example_fades_events_by_age(model_file: Path) -> None:
         weight = 0.5 ** (history.age[rows] / config.half_life)
         mean = (weight[:, None] * history.values[rows]).sum(0)
         expected.append(mean / weight.sum() if len(weight) else mean)
-    torch.testing.assert_close(result, torch.stack(expected))
+    torch.testing.assert_close(result[:, 0], torch.stack(expected))
     assert not result[2].any(), "a request without events has a zero interest"
     result.sum().backward()
     assert history.values.grad is not None
@@ -66,7 +66,7 @@ def test_the_example_fades_events_by_age(model_file: Path) -> None:
 def test_the_example_runs_on_an_empty_batch(model_file: Path) -> None:
     _, method = build(model_file)
     history, candidates = make_case([0], [0])
-    assert method(history, candidates).shape == (0, method.dim)
+    assert method(history, candidates).shape == (0, 1, method.dim)
 
 
 def test_a_wrong_key_of_the_example_is_refused(model_file: Path) -> None:
