@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from hisac_rec.config import Strict
 from hisac_rec.methods.base import Candidates, History, HistoryMethod, MethodShape
-from hisac_rec.methods.parts.pairs import Pairs, make_pairs, softmax, weighted_sum
+from hisac_rec.methods.parts.pairs import Pairs, dot_scores, make_pairs, softmax, weighted_sum
 
 STORED_ELEMENTS = 1 << 26
 """Up to so many numbers of the hidden layer are stored for the backward pass; beyond it the
@@ -74,23 +74,34 @@ class Method(HistoryMethod):
         return weighted_sum(pairs, weights, events).unsqueeze(1)
 
     def _scores(self, pairs: Pairs, wanted: Tensor, events: Tensor) -> Tensor:
-        """[P, Bc, Bt] outputs of the network."""
+        """[P, Bc, Bt] outputs of the network.
+
+        PReLU(x) = a x + (1 - a) relu(x): the first part is linear, hence a dot product of d
+        numbers per pair, and only the second passes through h hidden units per pair.
+        """
         of_q, of_e, of_difference, of_product = self.hidden.weight.chunk(4, dim=1)
         on_candidates = functional.linear(wanted, of_q + of_difference, self.hidden.bias)
         on_events = functional.linear(events, of_e - of_difference)
-        rows = (wanted, events, on_candidates, on_events, of_product)
+        out, slope = self.weight.weight[0], self.activation.weight
+        passed = out * slope
+        scores = dot_scores(pairs, wanted * (passed @ of_product), events) + self.weight.bias
+        scores = scores + pairs.of_candidates(on_candidates @ passed).unsqueeze(2)
+        scores = scores + pairs.of_events(on_events @ passed).unsqueeze(1)
+        rows = (wanted, events, on_candidates, on_events, of_product, out - passed)
         count, candidate_size, event_size = pairs.shape
         per_pair = candidate_size * event_size * len(of_product)
         if not torch.is_grad_enabled() or count * per_pair <= STORED_ELEMENTS:
-            parts = [self._part(part, *rows) for part in pairs.chunks(per_pair)]
+            parts = [self._rectified(part, *rows) for part in pairs.chunks(per_pair)]
         else:
             parts = [
-                checkpoint(self._part, part, *rows, use_reentrant=False, preserve_rng_state=False)
+                checkpoint(
+                    self._rectified, part, *rows, use_reentrant=False, preserve_rng_state=False
+                )
                 for part in pairs.chunks(per_pair)
             ]
-        return torch.cat(parts)
+        return scores + torch.cat(parts)
 
-    def _part(
+    def _rectified(
         self,
         pairs: Pairs,
         wanted: Tensor,
@@ -98,16 +109,17 @@ class Method(HistoryMethod):
         on_candidates: Tensor,
         on_events: Tensor,
         of_product: Tensor,
+        out: Tensor,
     ) -> Tensor:
-        """[p, Bc, Bt] of a part of the pairs."""
+        """[p, Bc, Bt]: the sum of the rectified hidden units of a part of the pairs."""
         count, candidate_size, event_size = pairs.shape
-        # The product layer goes to the candidate's side, (q * W_p) e instead of W_p (q * e):
-        # no tensor of pairs is d wide.
+        # The product layer goes to the candidate's side, e (q * W_p) instead of W_p (q * e):
+        # no tensor of pairs is d wide. Hidden units come last, where they lie together.
         queries = (pairs.of_candidates(wanted).unsqueeze(2) * of_product).flatten(1, 2)
-        keys = pairs.of_events(events).transpose(1, 2)
-        hidden = (queries @ keys).view(count, candidate_size, len(of_product), event_size)
-        hidden = hidden + pairs.of_candidates(on_candidates).unsqueeze(-1)
-        hidden = hidden + pairs.of_events(on_events).transpose(1, 2).unsqueeze(1)
-        active = self.activation(hidden.flatten(0, 1))
-        scores = self.weight.weight @ active + self.weight.bias
-        return scores.view(count, candidate_size, event_size)
+        bias = pairs.of_candidates(on_candidates).flatten(1).unsqueeze(1)
+        hidden = torch.baddbmm(bias, pairs.of_events(events), queries.transpose(1, 2))
+        hidden = hidden.view(count, event_size, candidate_size, len(of_product))
+        # Not in place on the view: autograd would copy the gradient twice.
+        hidden = (hidden + pairs.of_events(on_events).unsqueeze(2)).relu_()
+        scores = functional.linear(hidden.flatten(0, 2), out.unsqueeze(0))
+        return scores.view(count, event_size, candidate_size).transpose(1, 2)
