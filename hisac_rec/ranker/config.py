@@ -94,5 +94,6 @@ def resolve_model_config(raw: Mapping[str, Any], source: str) -> ModelConfig:
     config = validate(ModelConfig, raw, source)
     if "method" not in config.history:
         raise UserError(f"{source}: key 'history.method' is required")
-    keys = config.method_config(source=f"{source}: [history]").model_dump(mode="json")
+    own = config.method_config(source=f"{source}: [history]")
+    keys = own.model_dump(mode="json", exclude_none=True)  # TOML has no word for unset
     return config.model_copy(update={"history": {"method": config.method, **keys}})
