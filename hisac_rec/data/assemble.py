@@ -52,7 +52,13 @@ class BatchAssembler:
             candidate_offsets=offsets_of(counts),
             labels=table.candidate_label[candidates],
             request_rows=np.stack(
-                [users["user"].astype(np.int64), table.time[rows], table.number[rows]], axis=1
+                [
+                    users["user"].astype(np.int64),
+                    table.time[rows],
+                    table.number[rows],
+                    table.visible[rows],
+                ],
+                axis=1,
             ),
             oracle=oracle[candidates] if len(oracle) else oracle,
         )
@@ -70,7 +76,7 @@ class BatchAssembler:
             candidate_item=none,
             candidate_offsets=bounds,
             labels=np.zeros(0, np.float32),
-            request_rows=np.zeros((1, 3), np.int64),
+            request_rows=np.zeros((1, 4), np.int64),
             oracle=np.zeros(0, np.float32),
         )
 

@@ -49,7 +49,8 @@ class RequestBatch(Pipelineable):
     labels: Tensor
     """[N] float32."""
     request_rows: Tensor
-    """[R, 3] int64: user, request time, request number; for predictions and messages."""
+    """[R, 4] int64: user, request time, request number, events that the request may see (those
+    beyond ``max_history`` too); for predictions and messages."""
     candidate_items: Tensor
     """[N] int64: item ids, for predictions and messages."""
     oracle: Tensor

@@ -40,8 +40,9 @@ class RequestTable:
     """Requests in memory. History is held once per user; requests point into it.
 
     ``history_*`` are [L]; ``history_start``, ``history_end``, ``candidate_start``,
-    ``candidate_end``, ``time``, ``number`` and ``user_row`` are [R]; ``candidate_*`` are
-    [N]; ``users`` maps each user-side column to [U].
+    ``candidate_end``, ``visible``, ``time``, ``number`` and ``user_row`` are [R];
+    ``candidate_*`` are [N]; ``visible`` counts the events that a request may see, also those
+    that ``max_history`` leaves out; ``users`` maps each user-side column to [U].
     """
 
     users: dict[str, NDArray[np.int32]]
@@ -53,6 +54,7 @@ class RequestTable:
     history_end: Ints
     candidate_start: Ints
     candidate_end: Ints
+    visible: Ints
     time: Ints
     number: Ints
     candidate_item: NDArray[np.int32]
@@ -97,6 +99,7 @@ class RequestTable:
             history_end=self.history_end[requests] + shift,
             candidate_start=bounds[:-1],
             candidate_end=bounds[1:],
+            visible=self.visible[requests],
             time=self.time[requests],
             number=self.number[requests],
             candidate_item=self.candidate_item[candidates],
@@ -170,6 +173,7 @@ def concat_tables(tables: list[RequestTable]) -> RequestTable:
         history_end=join("history_end", history),
         candidate_start=join("candidate_start", candidates),
         candidate_end=join("candidate_end", candidates),
+        visible=join("visible"),
         time=join("time"),
         number=join("number"),
         candidate_item=join("candidate_item"),
@@ -187,7 +191,8 @@ def _to_arrays(table: pa.Table, spec: InputSpec, unit: Unit, first_row: int) -> 
     items = struct.field("items")
     candidate_offsets = _offsets(items)
     user_row = np.repeat(np.arange(table.num_rows), np.diff(request_offsets))
-    end = offsets[user_row] + struct.field("history_end").to_numpy()
+    visible = struct.field("history_end").to_numpy().astype(np.int64)
+    end = offsets[user_row] + visible
     start = offsets[user_row]
     if spec.max_history is not None:
         start = np.maximum(start, end - spec.max_history)
@@ -209,6 +214,7 @@ def _to_arrays(table: pa.Table, spec: InputSpec, unit: Unit, first_row: int) -> 
         history_end=end,
         candidate_start=candidate_offsets[:-1],
         candidate_end=candidate_offsets[1:],
+        visible=visible,
         time=struct.field("time").to_numpy(),
         number=(first_row + user_row) * (1 << 24) + within,
         candidate_item=_flat(items).to_numpy(),

@@ -84,7 +84,7 @@ def write_predictions(
                 item=batch.candidate_items,
                 label=batch.labels,
                 logit=logits,
-                history_length=batch.history_offsets.diff().repeat_interleave(counts),
+                history_length=rows[:, 3],
                 probability=batch.oracle if data.manifest.has_oracle else None,
             )
             advance(batch.num_candidates * ranks.world_size)

@@ -95,7 +95,7 @@ def plain_requests(data: PreparedData, split: str = "train") -> dict[tuple[int, 
 
 def keys_of(batches: Any) -> list[tuple[int, int]]:
     """(user, request number) of every request, in order."""
-    return [(int(u), int(n)) for b in batches for u, _, n in b.request_rows.tolist()]
+    return [(int(u), int(n)) for b in batches for u, _, n, _ in b.request_rows.tolist()]
 
 
 def column(batch: RequestBatch, key: str, request: int) -> list[int]:
@@ -125,10 +125,11 @@ def test_contents_equal_a_plain_reading(world: World, seed: int | None) -> None:
     number_seen = 0
     for batch in world.batches(seed=seed):
         events, candidates = batch.history_offsets.tolist(), batch.candidate_offsets.tolist()
-        for r, (user, time, number) in enumerate(batch.request_rows.tolist()):
+        for r, (user, time, number, visible) in enumerate(batch.request_rows.tolist()):
             number_seen += 1
             want = expected[user, number]
             assert time == want["time"]
+            assert visible == len(want["history"])
             assert column(batch, "user", r) == [user]
             assert column(batch, "user.age", r) == [want["age_feature"]]
             at = slice(events[r], events[r + 1])
@@ -167,8 +168,11 @@ def test_max_history_keeps_the_newest(world: World) -> None:
     expected = plain_requests(world.data)
     short = replace(world.spec, max_history=3)
     for batch in world.batches(spec=short):
-        for r, (user, _, number) in enumerate(batch.request_rows.tolist()):
-            assert column(batch, "history.item", r) == expected[user, number]["history"][-3:]
+        for r, (user, _, number, visible) in enumerate(batch.request_rows.tolist()):
+            history = expected[user, number]["history"]
+            assert column(batch, "history.item", r) == history[-3:]
+            # Predictions say how long the history is, whatever the model takes of it.
+            assert visible == len(history)
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
