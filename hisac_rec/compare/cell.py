@@ -24,6 +24,8 @@ from hisac_rec.compare.cells import (
     Cell,
     Identity,
     Parameters,
+    Reference,
+    Rows,
     Training,
     identity_of,
     read,
@@ -105,6 +107,7 @@ def run_cell(task: Task) -> None:
 
 def _finish(task: Task, job: Job, folder: RunFolder, ranks: Ranks, seconds: float) -> None:
     predictions = read_predictions(folder.predictions(task.split))
+    rows = describe_rows(predictions)
     method = find_method(job.config.method)
     content = Cell(
         data=task.data_name,
@@ -115,7 +118,7 @@ def _finish(task: Task, job: Job, folder: RunFolder, ranks: Ranks, seconds: floa
         method=job.config.method,
         uses_history=method.uses_history,
         candidate_independent=method.compresses,
-        rows=describe_rows(predictions),
+        rows=rows,
         scores=score_model(predictions, job.data, task.draws),
         training=_training(job, folder, seconds, ranks.world_size),
         candidates_per_second=_logged(folder, "predict")[-1]["candidates_per_second"],
@@ -125,14 +128,16 @@ def _finish(task: Task, job: Job, folder: RunFolder, ranks: Ranks, seconds: floa
         host=_host(ranks),
         date=datetime.now(UTC).date().isoformat(),
     )
-    _write_reference(task, job, predictions)
+    _write_reference(task, job, predictions, rows)
     write(task.cell, content)
     log.info("%s: done", task.name)
 
 
-def _write_reference(task: Task, job: Job, predictions: Predictions) -> None:
+def _write_reference(task: Task, job: Job, predictions: Predictions, rows: Rows) -> None:
     if task.reference.is_file():
-        return
+        found = read(task.reference, Reference)
+        if (found.rows, found.draws) == (rows, task.draws):
+            return
     reference = score_reference(
         predictions, job.data, name=task.data_name, split=task.split, draws=task.draws
     )

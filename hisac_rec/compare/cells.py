@@ -179,6 +179,8 @@ class Reference(Strict):
     data: str
     rows: Rows
     split: str
+    draws: int
+    """Bootstrap draws over users."""
     predictors: dict[str, Scores]
     """Name -> scores: item mean, item + user mean, and the oracle where known."""
 

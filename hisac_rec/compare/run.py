@@ -8,9 +8,9 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from hisac_rec.compare.cell import Task
@@ -66,6 +66,8 @@ def run_grid(grid: Grid, *, jobs: int = 1, ranks: int = 1, keep_runs: bool = Fal
                 pool.shutdown(wait=False, cancel_futures=True)
                 _stop(children)
                 raise
+    for task in grid.tasks:
+        _remove_empty(list(task.run.parents)[:3])
     return sorted(failed)
 
 
@@ -111,6 +113,13 @@ def _conclude(task: Task, result: tuple[int, float], title: str, failed: list[st
     error.parent.mkdir(parents=True, exist_ok=True)
     error.write_text("\n".join(tail) + "\n", encoding="utf-8")
     log.error("%s: failed after %.0f s: %s", title, seconds, tail[-1] if tail else status)
+
+
+def _remove_empty(folders: Iterable[Path]) -> None:
+    """Remove those that hold nothing."""
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def _without_paths(line: str, task: Task) -> str:

@@ -122,4 +122,6 @@ def score_reference(
     if predictions.probability is not None:
         true = predictions.probability.astype(np.float64)
         found[ORACLE] = score(predictions, data, true, true, draws)
-    return Reference(data=name, rows=describe_rows(predictions), split=split, predictors=found)
+    return Reference(
+        data=name, rows=describe_rows(predictions), split=split, draws=draws, predictors=found
+    )

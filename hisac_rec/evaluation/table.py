@@ -62,7 +62,7 @@ def print_report(report: Report, console: Console | None = None, *, slices: bool
         tables += _slice_tables(report, names, _auc_only, "AUC;")
     target = console or Console()
     for cells in tables:
-        target.print(_rich(cells))
+        target.print(rich_table(cells))
         target.print()
 
 
@@ -81,7 +81,7 @@ def markdown(report: Report) -> str:
         _difference_cells(report, DIFFERENCE_METRICS),
         *_slice_tables(report, names, _every_value, "AUC / GAUC, logloss below;"),
     ]
-    return "\n".join([head, *map(_markdown, tables)])
+    return "\n".join([head, *map(markdown_table, tables)])
 
 
 def _is_main(predictor: PredictorReport, report: Report) -> bool:
@@ -195,7 +195,8 @@ def _every_value(values: SliceValues) -> str:
     return f"{first}\n{_number(values.logloss)}"
 
 
-def _rich(cells: Cells) -> Table:
+def rich_table(cells: Cells) -> Table:
+    """For a terminal."""
     table = Table(
         title=cells.title,
         caption=cells.caption or None,
@@ -213,7 +214,9 @@ def _rich(cells: Cells) -> Table:
     return table
 
 
-def _markdown(cells: Cells) -> str:
+def markdown_table(cells: Cells, level: int = 2) -> str:
+    """For Markdown, under a heading of this level."""
+
     def line(values: Sequence[str]) -> str:
         safe = (value.replace("|", "\\|").replace("\n", "<br>") for value in values)
         return f"| {' | '.join(safe)} |"
@@ -221,4 +224,4 @@ def _markdown(cells: Cells) -> str:
     rule = ["---", *("---:" for _ in cells.header[1:])]
     body = [line(cells.header), line(rule), *map(line, cells.rows)]
     caption = f"\n{cells.caption}\n" if cells.caption else ""
-    return f"## {cells.title}\n\n" + "\n".join(body) + f"\n{caption}"
+    return f"{'#' * level} {cells.title}\n\n" + "\n".join(body) + f"\n{caption}"

@@ -212,17 +212,18 @@ def _require_same(path: Path, found: CheckpointManifest, expected: CheckpointMan
 
 def first_difference(there: dict[str, Any], here: dict[str, Any]) -> str:
     """``"key.path = 1 there, 2"`` for the first key of two nested tables that differs, or ""."""
-    theirs, mine = _flatten(there), _flatten(here)
+    theirs, mine = flatten(there), flatten(here)
     for key in sorted(mine.keys() | theirs.keys()):
         if mine.get(key) != theirs.get(key):
             return f"{key} = {theirs.get(key)!r} there, {mine.get(key)!r}"
     return ""
 
 
-def _flatten(node: Any, prefix: str = "") -> dict[str, Any]:
+def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested tables as one table of dotted keys."""
     if not isinstance(node, dict):
         return {prefix: node}
     flat: dict[str, Any] = {}
     for key, value in node.items():
-        flat |= _flatten(value, f"{prefix}.{key}" if prefix else str(key))
+        flat |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
     return flat
