@@ -112,4 +112,4 @@ def _unit(vectors: Tensor | None, rows: History | Candidates) -> Tensor:
     """[x, s] at unit length, in the type of the embeddings; zeros stay zeros."""
     if vectors is None:
         raise ValueError("muse needs the semantic vectors of both sides")
-    return functional.normalize(vectors.detach().to(rows.values.dtype), dim=1)
+    return functional.normalize(vectors.to(rows.values.dtype), dim=1)

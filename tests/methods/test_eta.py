@@ -14,7 +14,6 @@ from torch import Tensor
 
 from hisac_rec.methods.base import Candidates, History
 from hisac_rec.methods.eta import ETAConfig, Method
-from hisac_rec.methods.parts.nearest import nearest_events
 
 
 def make_method(dtype: torch.dtype = torch.float64, **keys: Any) -> Method:
@@ -64,19 +63,6 @@ def test_equals_the_formula_for_thousands_of_events() -> None:
     method = make_method(top_k=5, bits=16)
     history, wanted = make_case([3_000, 1], [2, 1], dtype=torch.float64)
     assert_equals_plain(method, history, wanted)
-
-
-def test_long_fingerprints_are_compared_exactly() -> None:
-    """One bit of 1000 decides, also under autocast, where a bf16 has eight."""
-    method = make_method(torch.float32, bits=1000)
-    history, wanted = make_case([400], [3])
-    queries = method.fingerprints(wanted.values)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        memory = method.compress(history)
-        rows, filled = nearest_events(queries, wanted.offsets, memory, 1)
-    agreement = queries.double() @ method.fingerprints(history.values).double().T
-    assert filled.all()
-    assert torch.equal(agreement.gather(1, rows)[:, 0], agreement.amax(1))
 
 
 def test_gradients_reach_what_was_retrieved_and_the_candidate() -> None:

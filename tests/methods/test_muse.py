@@ -17,7 +17,7 @@ from torch import Tensor
 from hisac_rec.methods.base import Candidates, History
 from hisac_rec.methods.muse import Method, MUSEConfig
 from hisac_rec.methods.parts import tiers as tiers_module
-from hisac_rec.methods.parts.tiers import tier_of
+from hisac_rec.methods.parts.tiers import count_all, taken_products, tier_of
 
 
 def make_method(dtype: torch.dtype = torch.float64, **keys: Any) -> Method:
@@ -163,14 +163,26 @@ def test_gradient_of_the_whole_method() -> None:
     assert torch.autograd.gradcheck(run, (history.values, wanted.values, method.mixture))
 
 
-def test_autocast_does_not_change_what_is_retrieved() -> None:
+def test_autocast_does_not_change_a_similarity() -> None:
     method = make_method(torch.float32, top_k=6)
     history, wanted = make_case([900], [5])
-    exact = method(history, wanted)
+    assert wanted.vectors is not None
+    memory = method.compress(history)
+    queries = torch.nn.functional.normalize(wanted.vectors, dim=1)
+    rows = torch.arange(30).view(5, 6)
+    filled = torch.ones_like(rows, dtype=torch.bool)
+
+    def similarities() -> tuple[Tensor, Tensor]:
+        return (
+            taken_products(queries, memory.keys, rows, filled),
+            count_all(queries, wanted.offsets, memory, 100),
+        )
+
+    exact = similarities()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        rough = method(history, wanted)
-    # One other event among six would move a vector by far more than rounding does.
-    torch.testing.assert_close(rough.float(), exact, rtol=0.05, atol=0.05)
+        found = similarities()
+    assert torch.equal(found[0], exact[0])
+    assert torch.equal(found[1], exact[1])
 
 
 def test_without_vectors() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -119,14 +120,17 @@ def test_the_auxiliary_loss_of_a_rank_without_data(lengths: list[int], counts: l
         assert parameter.grad.isfinite().all()
 
 
-def test_bf16_sums_thousands_of_events() -> None:
-    """Under autocast the auxiliary interest stays near the one in fp32."""
+def test_bf16_does_not_stall_on_long_histories() -> None:
+    """Under autocast: a bf16 sum of positive parts stops growing after some 256 of them."""
     method = make_method(torch.float32)
-    history, wanted = make_case([5_000], [4])
-    exact = method.search_interest(method.compress(history), wanted).detach()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        rough = method.search_interest(method.compress(history), wanted)
-    torch.testing.assert_close(rough, exact, rtol=0.05, atol=0.05 * float(exact.abs().max()))
+    history, wanted = make_case([60_000], [2])
+    values = history.values.detach()[:1].abs().expand(60_000, -1).contiguous()
+    history = replace(history, values=values)
+    with torch.no_grad():
+        exact = method.search_interest(method.compress(history), wanted)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            rough = method.search_interest(method.compress(history), wanted)
+    torch.testing.assert_close(rough, exact, rtol=0.1, atol=0.1 * float(exact.abs().max()))
 
 
 def test_weight() -> None:

@@ -74,17 +74,18 @@ class Pairs:
         """[C, Bc, ...] -> [N, ...]. O(N width)."""
         return self.candidates.rows(blocked)
 
-    def chunks(self, elements_per_pair: int, limit: int = CHUNK_ELEMENTS) -> Iterator[Pairs]:
+    def chunks(self, elements_per_pair: int, limit: int | None = None) -> Iterator[Pairs]:
         """The pairs in order, in parts whose intermediate stays near ``limit`` numbers.
 
         Args:
             elements_per_pair: size of the intermediate for one pair of blocks.
-            limit: how many numbers a part may hold; a part has at least one pair.
+            limit: how many numbers a part may hold, by default CHUNK_ELEMENTS; a part has at
+                least one pair.
 
         Without pairs there is one empty part: parameters that a caller applies to its parts
         then still take part in the backward pass, which data-parallel training relies on.
         """
-        size = max(1, limit // max(1, elements_per_pair))
+        size = max(1, (limit or CHUNK_ELEMENTS) // max(1, elements_per_pair))
         for first in range(0, max(1, len(self)), size):
             part = slice(first, first + size)
             yield Pairs(

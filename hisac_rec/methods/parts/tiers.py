@@ -58,7 +58,7 @@ def count_all(
         counts = torch.zeros((len(left), wanted, tiers), device=queries.device)
         # Tier numbers are int64: two fp32 numbers' worth of memory.
         size = (wanted + events) * queries.shape[1] + 4 * wanted * events
-        for part in pairs.chunks(size):
+        for part in pairs.chunks(size, CHUNK_ELEMENTS):
             cosine = left[part.candidate_block] @ right[part.event_block].transpose(1, 2)
             own = part.mask.expand_as(cosine).float()
             here = counts.new_zeros((len(part), wanted, tiers))
