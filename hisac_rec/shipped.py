@@ -1,4 +1,4 @@
-"""Find the shipped models, data-set definitions and planner configs by path or by name.
+"""Find the shipped models, data-set definitions, planner configs and so on by path or by name.
 
 ``models/hisac.toml``, ``hisac.toml`` and ``hisac`` all mean the same shipped file, in a
 checkout and in an installed wheel (which carries the root folders inside the package).
@@ -11,7 +11,7 @@ from typing import Literal
 
 from hisac_rec.errors import UserError, did_you_mean
 
-Kind = Literal["models", "datasets", "launch/planners", "launch"]
+Kind = Literal["models", "models/search", "datasets", "launch/planners", "launch"]
 
 _PACKAGE = Path(__file__).resolve().parent
 

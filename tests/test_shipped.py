@@ -56,7 +56,7 @@ def test_the_wheel_holds_every_shipped_file_and_the_command(wheel: Path) -> None
         names = set(archive.namelist())
         (entry_points,) = (name for name in names if name.endswith("/entry_points.txt"))
         assert b"hisac-rec = hisac_rec.cli.app:main" in archive.read(entry_points)
-    for kind in ("models", "datasets", "launch/planners"):
+    for kind in ("models", "models/search", "datasets", "launch/planners"):
         shipped = {f"hisac_rec/shipped/{kind}/{path.name}" for path in (ROOT / kind).glob("*.toml")}
         assert shipped, f"the checkout has no {kind}"
         assert shipped <= names

@@ -20,7 +20,17 @@ import typer
 from hisac_rec import __version__
 from hisac_rec.errors import UserError
 
-COMMANDS = ("doctor", "prepare", "semantic-ids", "plan", "train", "evaluate", "compare", "demo")
+COMMANDS = (
+    "doctor",
+    "prepare",
+    "semantic-ids",
+    "plan",
+    "train",
+    "evaluate",
+    "tune",
+    "compare",
+    "demo",
+)
 """In the order in which a newcomer meets them."""
 
 LIBRARIES = ("torchrec", "torch", "fbgemm_gpu", "matplotlib")

@@ -1,0 +1,1 @@
+"""Hyper-parameter search: the same budget and the same common keys for every model."""
