@@ -125,24 +125,25 @@ def test_thousands_of_events_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_attention_weights_are_not_kept_beyond_the_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
-    method = make_method(64, dtype=torch.float32)
+    method = make_method(256, dtype=torch.float32)
     history, _ = make_case([5_000], [1])
 
-    def largest_kept() -> int:
-        kept: list[int] = []
+    def kept_for_backward() -> int:
+        kept: dict[int, int] = {}
 
         def pack(tensor: Tensor) -> Tensor:
-            kept.append(tensor.numel())
+            kept[tensor.data_ptr()] = tensor.numel()
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            method.compress(history)
-        return max(kept)
+            memory = method.compress(history)  # alive, so that no address is used twice
+        assert memory.vectors.requires_grad
+        return sum(kept.values())
 
-    weights = 5_000 * 64 * 2
-    assert largest_kept() >= weights
-    monkeypatch.setattr(module, "CHUNK_ELEMENTS", 1 << 16)
-    assert largest_kept() < weights // 4
+    weights = 5_000 * 256 * 2
+    assert kept_for_backward() >= weights
+    monkeypatch.setattr(module, "CHUNK_ELEMENTS", 1 << 18)
+    assert kept_for_backward() < weights // 4
 
 
 def test_agents_differ_from_the_start() -> None:
