@@ -92,7 +92,7 @@ class Method(HistoryMethod):
         blocks = make_blocks(memory.offsets, size)
         keys = blocks.gather(memory.keys) * blocks.mask.unsqueeze(-1)
         parts = blocks.gather(memory.values).to(keys.dtype).transpose(1, 2) @ keys
-        # A sum over thousands of events needs more than bf16 has.
+        # A GPU would add in the parts' own type, and a bf16 sum of many parts stops growing.
         wide = torch.promote_types(parts.dtype, torch.float32)
         products = parts.new_zeros((requests, self.dim, self.dim), dtype=wide)
         products = products.index_add(0, blocks.request, parts.to(wide))
