@@ -13,6 +13,8 @@ What follows ``--`` goes to ``hisac-rec`` as it is: ``... -- --set train.epochs=
 
 # torchx reads this file itself: it reads annotations as typing.Optional, List and Dict and as
 # objects, and puts module-level names into a namespace of its own, hence the _hisac_ prefix.
+# Options and their help come from each component's own signature and docstring: it has no way
+# to share them, so the block on resources stands in each.
 # ruff: noqa: UP006, UP035, UP045
 
 import shlex
