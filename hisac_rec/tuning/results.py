@@ -20,6 +20,10 @@ from hisac_rec.tuning.book import TrialRow
 from hisac_rec.tuning.space import Search
 
 HEADER = ["model", "metric", "defaults", "best", "trial", "trials", "pruned", "failed", "seconds"]
+"""Columns of ``tuning.md``; ``defaults`` is the trial of the model file itself."""
+
+TERMINAL = ["model", "defaults", "best", "trial", "trials", "failed", "seconds"]
+"""The columns that fit into 80 characters."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,7 @@ def write_model(folder: Path, result: ModelResult, data: PreparedData) -> None:
     if best is None:
         return
     head = (
-        f"# {result.search.source} after hisac-rec tune on {data.manifest.name}: trial "
+        f"# {Path(result.search.source).name} after hisac-rec tune on {data.manifest.name}: trial "
         f"{best.number} of {len(result.rows)},\n"
         f"# valid {result.search.metric} {_metric(best.value)}.\n\n"
     )
@@ -96,16 +100,17 @@ def write_summary(
     out: Path, results: Sequence[ModelResult], data: PreparedData, trials: int
 ) -> None:
     """Write ``tuning.md``."""
-    _replace(out / "tuning.md", summary(results, data, trials))
+    _replace(out / "tuning.md", summary(results, data, trials, out))
 
 
 def print_results(results: Iterable[ModelResult], console: Console | None = None) -> None:
     """Print one row a model (to standard output where no console is given)."""
     table = Table(box=SIMPLE)
-    for title in HEADER:
-        table.add_column(title, justify="left" if title in ("model", "metric") else "right")
+    for title in TERMINAL:
+        table.add_column(title, justify="left" if title == "model" else "right")
     for result in results:
-        table.add_row(*result.cells())
+        cells = dict(zip(HEADER, result.cells(), strict=True))
+        table.add_row(*(cells[title] for title in TERMINAL))
     (console or Console()).print(table)
 
 
@@ -126,14 +131,14 @@ def trials_csv(result: ModelResult) -> str:
                 *(row.metrics.get(name, "") for name in metrics),
                 row.evaluations,
                 round(row.seconds, 2),
-                *(_text(row.values[key]) for key in keys),
+                *(_cell(row.values[key]) for key in keys),
                 row.error,
             ]
         )
     return text.getvalue()
 
 
-def summary(results: Sequence[ModelResult], data: PreparedData, trials: int) -> str:
+def summary(results: Sequence[ModelResult], data: PreparedData, trials: int, out: Path) -> str:
     """The page: a table of the models, then the best values of each."""
     lines = [
         f"# Hyper-parameter search on {data.manifest.name}",
@@ -152,7 +157,7 @@ def summary(results: Sequence[ModelResult], data: PreparedData, trials: int) -> 
         own = result.search.defaults()
         rows = [[f"`{key}`", _text(own[key]), _text(best.values[key])] for key in own]
         lines += _markdown(["key", "model file", "best"], rows)
-        lines += ["", f"`hisac-rec train {result.name}/best.toml {data.root} --out RUN`"]
+        lines += ["", f"`hisac-rec train {out / result.name}/best.toml {data.root} --out RUN`"]
     return "\n".join(lines) + "\n"
 
 
@@ -166,8 +171,12 @@ def _metric(value: float | None) -> str:
 
 
 def _text(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
+    """A value for people."""
+    return f"{value:.4g}" if isinstance(value, float) else _cell(value)
+
+
+def _cell(value: Any) -> str:
+    """A value in full."""
     return value if isinstance(value, str) else json.dumps(value)
 
 

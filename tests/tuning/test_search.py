@@ -127,6 +127,8 @@ def test_what_is_shown_and_kept(searched: tuple[Path, str]) -> None:
         assert "small_none" in shown
     best = max(float(row["value"]) for row in trials_of(out / "small_hisac"))
     assert f"{best:.4f}" in page
+    assert f"{best:.4f}" in text
+    assert f"hisac-rec train {out}/small_hisac/best.toml" in page
     assert "| `history.keep` | [3, 2] |" in page
     assert not list(out.rglob("checkpoints"))  # weights are thrown away
     assert len(list(out.rglob("metrics.jsonl"))) == 2 * TRIALS
@@ -281,7 +283,9 @@ def test_logloss_is_minimised(
     (result,) = tune_here([search], small_data, tmp_path / "out", 3)
     assert result.best is not None
     assert result.best.number == 1
-    assert "| small_none | logloss | 0.7000 | 0.5000 | 1 |" in summary([result], small_data, 3)
+    assert "| small_none | logloss | 0.7000 | 0.5000 | 1 |" in summary(
+        [result], small_data, 3, tmp_path
+    )
 
 
 def test_two_models_of_one_name(
