@@ -54,7 +54,7 @@ WHOLE_EPOCH_A_STEP = (
 def small_config(*overrides: str) -> ModelConfig:
     """The small model with ``key.path=value`` overrides, resolved as a model file is."""
     config = validate(ModelConfig, apply_overrides(SMALL, overrides), "small")
-    keys = config.method_config().model_dump(mode="json")
+    keys = config.method_config().model_dump(mode="json", exclude_none=True)
     return config.model_copy(update={"history": {"method": config.method, **keys}})
 
 

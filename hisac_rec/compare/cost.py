@@ -60,7 +60,11 @@ class OperationCounter(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self._flops = FlopCounterMode(
-            display=False, custom_mapping={aten._cdist_forward: _distance_flops}
+            display=False,
+            custom_mapping={
+                aten._cdist_forward: _distance_flops,
+                aten._euclidean_dist: _distance_flops,
+            },
         )
         self._attention = sdpa_kernel(SDPBackend.MATH)  # fused attention is not in its registry
         self.elements = 0
