@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from hisac_rec.config import Strict
 from hisac_rec.methods.base import Candidates, History, HistoryMethod, MethodShape
-from hisac_rec.methods.parts.pairs import Pairs, dot_scores, make_pairs, top_events
+from hisac_rec.methods.parts.pairs import Pairs, dot_scores, make_pairs
 from hisac_rec.methods.parts.retrieved import RetrievedAttention, take_events
+from hisac_rec.methods.parts.top import top_events
 
 
 class TWINConfig(Strict):

@@ -14,6 +14,7 @@ from torch import Tensor
 from hisac_rec.methods import din
 from hisac_rec.methods.base import Candidates, History
 from hisac_rec.methods.din import DINConfig, Method
+from hisac_rec.methods.parts import pairs
 from hisac_rec.ranker.config import load_model_config
 from hisac_rec.shipped import find_config
 
@@ -76,8 +77,7 @@ def test_parts_computed_again_give_the_same(weights: str, monkeypatch: pytest.Mo
     calls = []
     compute = method._rectified
     monkeypatch.setattr(method, "_rectified", lambda *rows: calls.append(1) or compute(*rows))
-    chunks = din.Pairs.chunks
-    monkeypatch.setattr(din.Pairs, "chunks", lambda self, size: chunks(self, size, 3 * size))
+    monkeypatch.setattr(pairs, "CHUNK_ELEMENTS", 20_000)
     parts = method(history, candidates)
     forward = len(calls)
     assert forward > 1

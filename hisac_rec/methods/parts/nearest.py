@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hisac_rec.methods.parts.pairs import Pairs, make_pairs, top_events
+from hisac_rec.methods.parts.pairs import Pairs, make_pairs
+from hisac_rec.methods.parts.top import top_events
 
 
 @dataclass

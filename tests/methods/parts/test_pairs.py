@@ -15,9 +15,9 @@ from hisac_rec.methods.parts.pairs import (
     dot_scores,
     make_pairs,
     softmax,
-    top_events,
     weighted_sum,
 )
+from hisac_rec.methods.parts.top import top_events
 
 DIM = 6
 LENGTHS = st.lists(
@@ -147,7 +147,10 @@ def test_top_events_equal_a_sort(
     # With ties: few values, among them zeros of both signs, which are equal.
     table = torch.where(table < 0, -0.0, table.round()) if ties else table
 
+    parts = []
+
     def score(part: Pairs) -> Tensor:
+        parts.append(len(part))
         candidate = part.of_candidates(torch.arange(case.count))[:, :, None]
         scores = table[candidate, part.of_events(torch.arange(case.events))[:, None, :]]
         return scores.permute(0, 3, 1, 2) if heads else scores[..., 0]
@@ -155,6 +158,8 @@ def test_top_events_equal_a_sort(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "CHUNK_ELEMENTS", chunk)
         rows, filled = top_events(pairs, score, k)
+    assert sum(parts) == len(pairs)
+    assert len(parts) == (max(1, len(pairs)) if chunk == 1 else 1)
     assert rows.shape == filled.shape == ((case.count, heads, k) if heads else (case.count, k))
     if not heads:
         rows, filled = rows[:, None], filled[:, None]
@@ -204,4 +209,6 @@ def test_autocast_keeps_the_sums_wide() -> None:
         scores = dot_scores(pairs, torch.zeros(1, DIM), torch.zeros(4_000, DIM))
         assert scores.dtype == torch.bfloat16
         weights = softmax(pairs, scores)
+        mean = weighted_sum(pairs, weights, torch.ones(4_000, DIM))
+    torch.testing.assert_close(mean, torch.ones(1, DIM), rtol=4e-3, atol=0)
     torch.testing.assert_close(weights.sum(), torch.tensor(1.0), rtol=1e-5, atol=0)
