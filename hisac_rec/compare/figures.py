@@ -10,6 +10,7 @@ from itertools import cycle
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 
 from hisac_rec.compare.summary import DataSummary, ModelSummary
 
@@ -63,12 +64,13 @@ def _cost(figure: Figure, summary: DataSummary) -> None:
             points.append((by_operations, max(1, model.costs[max(shared)].read_candidate)))
         for axes, x in points:
             axes.errorbar(x, auc.mean, yerr=auc.deviation, marker=mark, capsize=2, label=model.name)
-    length = f" at {max(shared):,} events" if shared else ""
-    by_operations.set_xlabel(f"operations of the history, per candidate{length}")
-    by_speed.set_xlabel("candidates scored per second, whole model")
+    length = f"at {max(shared):,} events" if shared else ""
+    by_operations.set_xlabel(f"operations of the history per candidate\n{length}".strip())
+    by_speed.set_xlabel("candidates scored per second\nby the whole model")
     by_operations.set_ylabel("AUC")
+    by_operations.set_xscale("log")
+    by_speed.xaxis.set_major_formatter(EngFormatter(sep=""))
     for axes in (by_operations, by_speed):
-        axes.set_xscale("log")
         axes.grid(alpha=0.3)
     _legend(figure, by_speed)
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -141,12 +143,20 @@ def _environment(processes: int) -> dict[str, str]:
 
 @contextmanager
 def _children() -> Iterator[set[subprocess.Popen[bytes]]]:
-    """The running children, ended with this process whatever happens."""
+    """The running children, ended with this process also where a scheduler ends it."""
+
+    def leave(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
     children: set[subprocess.Popen[bytes]] = set()
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, leave) if main else None
     try:
         yield children
     finally:
         _stop(children)
+        if main:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _stop(children: set[subprocess.Popen[bytes]]) -> None:
