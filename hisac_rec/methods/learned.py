@@ -88,35 +88,34 @@ def cross_attend(
     result = torch.zeros(
         (*total.shape, values.shape[1] // heads), dtype=exact, device=values.device
     )
-    if len(keys):
-        size = block_size(len(keys), requests)
-        blocks = make_blocks(offsets, size)
-        chunk = max(1, CHUNK_ELEMENTS // (heads * count * size))
-        query = queries.unflatten(-1, (heads, -1))
-        split = (keys.unflatten(-1, (heads, -1)), values.unflatten(-1, (heads, -1)))
-        found = []
-        for start in range(0, len(blocks.request), chunk):
-            given = (
-                query,
-                *split,
-                blocks.index[start : start + chunk],
-                blocks.mask[start : start + chunk],
+    size = block_size(len(keys), requests)
+    blocks = make_blocks(offsets, size)
+    chunk = max(1, CHUNK_ELEMENTS // (heads * count * size))
+    query = queries.unflatten(-1, (heads, -1))
+    split = (keys.unflatten(-1, (heads, -1)), values.unflatten(-1, (heads, -1)))
+    found = []
+    # At least one part: without events the weights still need a gradient, of zeros, or
+    # data-parallel training waits for it.
+    for start in range(0, max(1, len(blocks.request)), chunk):
+        given = (
+            query,
+            *split,
+            blocks.index[start : start + chunk],
+            blocks.mask[start : start + chunk],
+        )
+        if len(blocks.request) <= chunk:
+            found.append(_attend_blocks(*given))
+        else:
+            found.append(
+                checkpoint(_attend_blocks, *given, use_reentrant=False, preserve_rng_state=False)
             )
-            if len(blocks.request) <= chunk:
-                found.append(_attend_blocks(*given))
-            else:
-                found.append(
-                    checkpoint(
-                        _attend_blocks, *given, use_reentrant=False, preserve_rng_state=False
-                    )
-                )
-        sums, masses, tops = (torch.cat(parts) for parts in zip(*found, strict=True))
-        at = blocks.request
-        highest = torch.full_like(total, float("-inf"))
-        highest.scatter_reduce_(0, at[:, None, None].expand_as(tops), tops, "amax")
-        scale = (tops - highest[at]).exp()
-        total = total.index_add(0, at, masses * scale)
-        result = result.index_add(0, at, sums * scale.unsqueeze(-1))
+    sums, masses, tops = (torch.cat(parts) for parts in zip(*found, strict=True))
+    at = blocks.request
+    highest = torch.full_like(total, float("-inf"))
+    highest.scatter_reduce_(0, at[:, None, None].expand_as(tops), tops, "amax")
+    scale = (tops - highest[at]).exp()
+    total = total.index_add(0, at, masses * scale)
+    result = result.index_add(0, at, sums * scale.unsqueeze(-1))
     # A request with events has a weight of 1 at its highest score.
     result = result / total.clamp_min(1).unsqueeze(-1)
     return result.transpose(1, 2).flatten(2)
