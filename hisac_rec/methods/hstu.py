@@ -83,8 +83,10 @@ class Method(HistoryMethod):
 
     Left out: actions as tokens between items (an event's embedding already sums item, type
     and age), stochastic length (the newest ``max_events`` are kept instead), dropout, and the
-    generative loss over all positions. The paper starts W2 at random; here it starts at zero,
-    so that a layer starts as the identity.
+    generative loss over all positions.
+
+    Weights start at random, except that queries and keys start with the same ones, so that
+    events like the candidate score high from the first step, and W2 as the identity.
 
     Parameters: M (5 d^2 + 9 d + max_events + 1 + 128), with d = 32 and the defaults 11,586.
 
@@ -192,7 +194,10 @@ class Unit(nn.Module):
         self.out = nn.Linear(dim, dim)
         self.position_bias = nn.Parameter(torch.zeros(max_events + 1))
         self.time_bias = nn.Parameter(torch.zeros(TIME_BUCKETS))
-        nn.init.zeros_(self.out.weight)
+        with torch.no_grad():
+            query, key = self.split_in_four.weight[2 * dim :].chunk(2)
+            key.copy_(query)
+        nn.init.eye_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
     def split(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

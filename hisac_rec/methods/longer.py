@@ -86,13 +86,14 @@ class Method(HistoryMethod):
     Source: LONGER, arXiv 2505.04421, section 3:
 
     - merge: K neighbouring events, counted from the newest, pass an inner transformer block;
-      their concatenation is projected to d (the paper keeps the width K d). The block starts
-      as the identity and the projection as the mean.
+      their concatenation is projected to d (the paper keeps the width K d), at first to the
+      mean.
     - tokens ``[globals, merged tokens newest first]``; token i sees tokens j >= i. So globals
       see everything, events see what came before them, and nobody sees the first globals.
     - cross-causal layer: the globals and the newest ``recent`` merged tokens are queries, all
       tokens are keys; then M self-causal layers among those queries; all of them pre-norm
-      transformer blocks: ``x + W_o softmax(Q K / sqrt(d/H)) V``, then ``x + FFN(LN(x))``.
+      transformer blocks: ``x + W_o softmax(Q K / sqrt(d/H)) V``, then ``x + FFN(LN(x))``. All
+      four projections start as the identity, the last layer of the FFN at zero.
 
     The candidate is one more global token, before all others: it sees them and is seen by
     nobody, which is how the paper serves it from cached keys and values. Its last state is the
@@ -248,9 +249,11 @@ class Block(nn.Module):
         self.feed_forward = nn.Sequential(
             nn.LayerNorm(dim), nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim)
         )
-        for layer in (self.out, self.feed_forward[-1]):
-            for parameter in layer.parameters():
-                nn.init.zeros_(parameter)
+        # As in the candidate attention: similarity of rows is meaningful from the first step.
+        for layer in (self.query, self.key, self.value, self.out):
+            nn.init.eye_(layer.weight)
+        for parameter in self.feed_forward[-1].parameters():
+            nn.init.zeros_(parameter)
 
     def keys_values(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """[A, d] each."""

@@ -141,10 +141,14 @@ def test_gradients_reach_everything() -> None:
     assert torch.autograd.gradcheck(run, inputs, fast_mode=True)
 
 
-def test_a_layer_starts_as_the_identity() -> None:
-    history, candidates = make_days([6, 0], [2, 1])
-    interest = Method(HSTUConfig(), make_shape()).double()(history, candidates)
-    torch.testing.assert_close(interest[:, 0], candidates.values)
+def test_queries_and_keys_start_alike() -> None:
+    """And the values do not: the four parts lie in the order that ``split`` takes them."""
+    unit = Method(HSTUConfig(layers=1, heads=1), make_shape()).layers[0]
+    with torch.no_grad():
+        unit.split_in_four.bias.zero_()
+        _, value, query, key = unit.split(torch.randn(3, DIM))
+    torch.testing.assert_close(query, key)
+    assert not torch.allclose(value, key)
 
 
 def test_autocast_gives_about_the_same() -> None:

@@ -168,7 +168,7 @@ def test_gradients_reach_everything(candidate: str) -> None:
 
 
 def test_merged_tokens_start_as_means() -> None:
-    method = Method(LongerConfig(merge=4), make_shape()).double()
+    method = Method(LongerConfig(merge=4, inner=False), make_shape()).double()
     history, _ = make_case([6], [1], dtype=torch.float64)
     tokens, offsets = method.merge(history)
     assert offsets.tolist() == [0, 2]
