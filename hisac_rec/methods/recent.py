@@ -60,6 +60,9 @@ def newest_events(history: History, count: int) -> tuple[Tensor, Tensor]:
     rows = ends - 1 - torch.arange(count, device=ends.device)
     filled = rows >= history.offsets[:-1].unsqueeze(1)
     if not history.values.shape[0]:
-        return history.values.new_zeros((*filled.shape, history.values.shape[1])), filled
+        # The sum of nothing keeps the zeros in the graph: what made the (absent) events gets
+        # a gradient on a rank without data too, or data-parallel training waits for it.
+        nothing = history.values.new_zeros((*filled.shape, history.values.shape[1]))
+        return nothing + history.values.sum(), filled
     events = history.values[rows.clamp_min(0)]
     return events * filled.unsqueeze(-1), filled

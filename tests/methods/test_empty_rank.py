@@ -10,12 +10,13 @@ from hisac_rec.methods.base import HistoryMethod, find_method, method_names
 
 
 def with_gradient(method: HistoryMethod, lengths: list[int], candidates: list[int]) -> set[str]:
-    """Names of the parameters that take part in the loss."""
+    """Names of the parameters and inputs that take part in the loss."""
     history, wanted = make_case(lengths, candidates)
     method.zero_grad()
-    interests = method(history, wanted)
-    (interests.square().sum() + history.values.sum() + wanted.values.sum()).backward()
-    return {name for name, weight in method.named_parameters() if weight.grad is not None}
+    (method(history, wanted).square().sum() + wanted.values.sum()).backward()
+    inputs = {"events": history.values}  # where age and type embeddings come from
+    tensors = [*method.named_parameters(), *inputs.items()]
+    return {name for name, tensor in tensors if tensor.grad is not None}
 
 
 @pytest.mark.parametrize("name", method_names())
