@@ -26,11 +26,16 @@ close together even where a split has few row groups."""
 
 @dataclass(frozen=True)
 class Unit:
-    """Part ``part`` of ``parts`` of the users of one row group."""
+    """Part ``part`` of ``parts`` of the users of one row group.
+
+    ``first_row`` counts the rows of the file before the row group, ``earlier_rows`` those of
+    the split's files before this one.
+    """
 
     path: Path
     row_group: int
     first_row: int
+    earlier_rows: int
     part: int
     parts: int
 
@@ -114,13 +119,15 @@ def list_units(data: PreparedData, split: Split, *, shards: int) -> list[Unit]:
     Raises:
         UserError: a file is damaged or the split is empty.
     """
-    groups: list[tuple[Path, int, int]] = []
+    groups: list[tuple[Path, int, int, int]] = []
+    earlier = 0
     for path in data.split_files(split):
         metadata = open_parquet(path).metadata
         row = 0
         for group in range(metadata.num_row_groups):
-            groups.append((path, group, row))
+            groups.append((path, group, row, earlier))
             row += metadata.row_group(group).num_rows
+        earlier += row
     parts = max(1, -(-UNITS_PER_SHARD * shards // max(1, len(groups))))
     return [Unit(*group, part, parts) for group in groups for part in range(parts)]
 
@@ -144,7 +151,7 @@ def read_unit(unit: Unit, manifest: Manifest, spec: InputSpec) -> RequestTable:
     end = table.num_rows * (unit.part + 1) // unit.parts
     table = table.slice(begin, end - begin).combine_chunks()
     first_row = unit.first_row + begin
-    arrays = _to_arrays(table, spec, unit, first_row)
+    arrays = _to_arrays(table, spec, unit.earlier_rows + first_row)
     history_offsets = _offsets(_column(table, "history_item"))
     return _check_ids(arrays, history_offsets, spec, unit.path, first_row)
 
@@ -182,7 +189,7 @@ def concat_tables(tables: list[RequestTable]) -> RequestTable:
     )
 
 
-def _to_arrays(table: pa.Table, spec: InputSpec, unit: Unit, first_row: int) -> RequestTable:
+def _to_arrays(table: pa.Table, spec: InputSpec, first_row: int) -> RequestTable:
     history = _column(table, "history_item")
     requests = _column(table, "requests")
     offsets = _offsets(history)
@@ -202,7 +209,7 @@ def _to_arrays(table: pa.Table, spec: InputSpec, unit: Unit, first_row: int) -> 
     oracle = np.zeros(0, dtype=np.float32)
     if struct.type.get_field_index(ORACLE_FIELD) >= 0:
         oracle = _flat(struct.field(ORACLE_FIELD)).to_numpy()
-    # A number that is the same however the file is sliced: row in file, then request.
+    # A number that is the same however files are sliced: row in the split, then request.
     within = np.arange(len(user_row)) - request_offsets[user_row]
     return RequestTable(
         users=users,

@@ -77,8 +77,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 def plain_requests(data: PreparedData, split: str = "train") -> dict[tuple[int, int], dict]:
     """(user, request number) -> the request, read row by row with Python lists."""
     found = {}
+    row = -1
     for path in data.split_files(split):  # type: ignore[arg-type]
-        for row, user in enumerate(pq.read_table(path).to_pylist()):
+        for user in pq.read_table(path).to_pylist():
+            row += 1
             for number, request in enumerate(user["requests"]):
                 end = request["history_end"]
                 found[user["user"], (row << 24) + number] = {
@@ -116,6 +118,8 @@ def test_every_request_exactly_once(world: World, ranks: int, workers: int) -> N
         batches = world.batches(rank=Shard(rank, ranks), seed=1)
         seen.update(keys_of(make_loader(batches, workers)))
     assert seen == Counter(plain_requests(world.data).keys())
+    # The number alone tells requests apart, also those of different files.
+    assert len({number for _, number in seen}) == len(seen)
 
 
 @pytest.mark.parametrize("seed", [None, 3])
