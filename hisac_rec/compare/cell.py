@@ -37,7 +37,6 @@ from hisac_rec.config import Strict
 from hisac_rec.data.contract import PreparedData, Split
 from hisac_rec.errors import UserError
 from hisac_rec.evaluation.predictions import Predictions, read_predictions
-from hisac_rec.methods.base import find_method
 from hisac_rec.planning.config import PlannerConfig
 from hisac_rec.ranker.config import ModelConfig
 from hisac_rec.train.checkpoint import read_manifest
@@ -108,7 +107,7 @@ def run_cell(task: Task) -> None:
 def _finish(task: Task, job: Job, folder: RunFolder, ranks: Ranks, seconds: float) -> None:
     predictions = read_predictions(folder.predictions(task.split))
     rows = describe_rows(predictions)
-    method = find_method(job.config.method)
+    method = job.unsharded().head.dense.method
     content = Cell(
         data=task.data_name,
         model=task.model,

@@ -93,7 +93,7 @@ class HistoryMethod(nn.Module):
     uses_history: ClassVar[bool] = True
     """False: the ranker feeds no history at all, neither long nor short."""
 
-    compresses: ClassVar[bool] = False
+    compresses: bool = False
     """True where ``compress`` leaves a memory of bounded size, whatever the history's length:
     what a cache may hold per user."""
 

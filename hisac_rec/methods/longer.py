@@ -138,7 +138,7 @@ class Method(HistoryMethod):
         self.config = config
         self.interests = 1 + config.global_tokens
         # Only an instance knows: the flag of the class is that of the defaults.
-        self.compresses = config.candidate == "memory"  # type: ignore[misc]
+        self.compresses = config.candidate == "memory"
         self.merge = Merge(shape.dim, config)
         self.global_tokens = nn.Parameter(0.02 * torch.randn(config.global_tokens, shape.dim))
         self.cross = Block(shape.dim, config.heads)

@@ -52,7 +52,7 @@ class Method(HistoryMethod):
     """
 
     Config: ClassVar[type[Strict]] = SDIMConfig
-    compresses: ClassVar[bool] = True
+    compresses: bool = True
     search: ClassVar[dict[str, list[Any]]] = {"groups": [8, 16, 32], "bits": [2, 3, 4, 5]}
 
     planes: Tensor

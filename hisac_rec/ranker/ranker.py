@@ -44,6 +44,7 @@ class DenseRanker(nn.Module):
         self.user_lookups = spec.of_side("user")
         self.candidate_lookups = spec.of_side("candidate")
         self.vector_sides = spec.vector_sides
+        self.lookup_keys = tuple(lookup.key for lookup in spec.lookups)
         self.uses_history = method.uses_history
         self.recent = config.recent if method.uses_history else 0
         history = spec.of_side("history")
@@ -184,7 +185,19 @@ class _Head(nn.Module):
         trained = loss
         if auxiliary is not None:
             trained = loss + self.dense.method.auxiliary_weight * _cross_entropy(auxiliary, batch)
+        if not (batch.num_candidates and batch.num_events):
+            trained = trained + self._touch_all(rows)
         return trained, (loss.detach(), logits.detach())
+
+    def _touch_all(self, rows: dict[str, JaggedTensor]) -> Tensor:
+        """Zero, with a gradient (of zero) to every parameter and looked-up row.
+
+        Other ranks wait for this rank's part of every gradient. A rank out of data whose
+        history method skips its weights on an empty batch would otherwise hang them all.
+        """
+        touched = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        touched += [rows[lookup].values() for lookup in self.dense.lookup_keys]
+        return torch.stack([0.0 * tensor.sum().float() for tensor in touched]).sum()
 
 
 def _cross_entropy(logits: Tensor, batch: RequestBatch) -> Tensor:

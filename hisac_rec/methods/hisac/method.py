@@ -99,7 +99,7 @@ class HiSAC(HistoryMethod):
     """
 
     Config: ClassVar[type[Strict]] = HiSACConfig
-    compresses: ClassVar[bool] = True
+    compresses: bool = True
     search: ClassVar[dict[str, list[Any]]] = {
         # A number at or above a level's codes prunes nothing there.
         "keep": [[8, 4], [16, 8], [32, 16], [1024, 1024]],

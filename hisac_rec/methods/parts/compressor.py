@@ -31,7 +31,7 @@ class Compressor(HistoryMethod):
     """A method whose ``compress`` gives an :class:`AgentMemory`, read as HiSAC's is."""
 
     Config: ClassVar[type[Strict]] = CompressorConfig
-    compresses: ClassVar[bool] = True
+    compresses: bool = True
     search: ClassVar[dict[str, list[Any]]] = {"heads": [1, 2, 4], "weight_power": [0.0, 0.5, 1.0]}
 
     def __init__(self, config: CompressorConfig, shape: MethodShape) -> None:

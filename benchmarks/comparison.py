@@ -1,0 +1,133 @@
+"""Compare all methods on a data set at equal budget; the cells and the report are committed.
+
+Prepares the data set of a study, then runs ``hisac-rec compare`` into
+``docs/results/comparison/<study>``, where done cells are skipped: the study grows over
+sessions and machines::
+
+    python benchmarks/comparison.py statics2011 --raw ../shared/data/statics2011 --seeds 1
+    python benchmarks/comparison.py synthetic-1000 --models hisac mean_pooling --seeds 3
+    python benchmarks/comparison.py synthetic-1000 --report-only
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+ALL_MODELS = (
+    # candidate-independent methods
+    "hisac",
+    "mean_pooling",
+    "kmeans",
+    "lsh",
+    "time_patches",
+    "learned",
+    "twin_v2",
+    "sdim",
+    "recent50",
+    # the floor
+    "no_history",
+    # methods that look at events per candidate
+    "din",
+    "din_recent50",
+    "sim_hard",
+    "sim_soft",
+    "eta",
+    "twin",
+    "muse",
+    # full-sequence transformers
+    "longer",
+    "hstu",
+)
+OUT = Path("docs/results/comparison")
+
+
+@dataclass(frozen=True)
+class Study:
+    """A data set as the comparison prepares it, and what all models share on it.
+
+    Args:
+        dataset: name of the shipped definition.
+        prepare: ``--set`` of ``hisac-rec prepare``.
+        train: ``--set`` of every model.
+    """
+
+    dataset: str
+    prepare: tuple[str, ...] = ()
+    train: tuple[str, ...] = ()
+
+
+def _synthetic(*keys: str) -> tuple[str, ...]:
+    return tuple(f"synthetic.{key}" for key in keys)
+
+
+STUDIES = {
+    "movielens-1m": Study("movielens_1m", ("requests.train_group_events=8",)),
+    "kuairand": Study("kuairand_pure"),
+    "statics2011": Study("statics2011", ("requests.train_group_events=8",)),
+    "synthetic-100": Study(
+        "synthetic", _synthetic("length_min=50", "length_median=100", "length_max=200")
+    ),
+    "synthetic-1000": Study(
+        "synthetic",
+        _synthetic("users=2000", "length_min=500", "length_median=1000", "length_max=2000"),
+    ),
+    # Few users, so that a full-length method ends on two cores; fewer items and leaves with
+    # them, so that an item is still met often enough to be learned.
+    "synthetic-10000": Study(
+        "synthetic",
+        (
+            *_synthetic("users=300", "items=1000", "branches=[16, 8]", "candidates=16"),
+            *_synthetic("length_min=5000", "length_median=10000", "length_max=10000"),
+            "semantic_ids.codes=[16, 64]",
+        ),
+    ),
+}
+
+
+def command(*words: str | Path) -> None:
+    """Run one command of ``hisac-rec``, shown as a person would type it."""
+    typed = [str(word) for word in words]
+    sys.stderr.write(f"$ {shlex.join(['hisac-rec', *typed])}\n")
+    subprocess.run([sys.executable, "-m", "hisac_rec", *typed], check=True)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("study", choices=STUDIES)
+    parser.add_argument("--raw", type=Path, help="folder of the publisher's files")
+    parser.add_argument("--models", nargs="+", default=list(ALL_MODELS))
+    parser.add_argument("--seeds", default="3")
+    parser.add_argument("--jobs", default="2")
+    parser.add_argument("--baseline", default="mean_pooling")
+    parser.add_argument("--work", type=Path, default=Path("runs/comparison"))
+    parser.add_argument("--report-only", action="store_true")
+    arguments = parser.parse_args()
+    study = STUDIES[arguments.study]
+    out = OUT / arguments.study
+    baseline = ("--baseline", arguments.baseline)
+    if arguments.report_only:
+        command("compare", "--report-only", "--out", out, *baseline)
+        return
+    data = arguments.work / arguments.study
+    if not data.is_dir():
+        raw = ("--raw", arguments.raw) if arguments.raw else ()
+        command("prepare", study.dataset, *raw, "--out", data, *_sets(study.prepare))
+    if not (data / "semantic_ids.parquet").is_file():
+        command("semantic-ids", data)
+    sized = ("--seeds", arguments.seeds, "--jobs", arguments.jobs)
+    shared = (*sized, *baseline, *_sets(study.train))
+    command("compare", *arguments.models, "--data", data, "--out", out, *shared)
+
+
+def _sets(keys: tuple[str, ...]) -> list[str]:
+    return [word for key in keys for word in ("--set", key)]
+
+
+if __name__ == "__main__":
+    main()
