@@ -138,7 +138,8 @@ def _split(
     rows = rows[torch.argsort(cluster[rows], stable=True)]
     divided, members = torch.unique_consecutive(cluster[rows], return_counts=True)
     offsets = torch.nn.functional.pad(members.cumsum(0), (1, 0))
-    part = lloyd(points.vectors[rows], points.weights[rows], offsets, parts[divided], iterations)
+    vectors, weights = points.vectors.index_select(0, rows), points.weights[rows]
+    part = lloyd(vectors, weights, offsets, parts[divided], iterations)
     first = parts.cumsum(0) - parts
     new = first[cluster].index_add(0, rows, part)
     owner = torch.repeat_interleave(owner, parts)

@@ -157,6 +157,15 @@ def test_agents_differ_from_the_start() -> None:
     assert ((agents - centre).norm(dim=1) > 0.1 * history.values.std()).all()
 
 
+def test_a_batch_without_events_keeps_the_weights_in_the_graph() -> None:
+    """The batch of a rank that has run out: replicas wait for the gradient of every weight."""
+    method = make_method(4, dtype=torch.float32)
+    method(*make_case([0], [1])).sum().backward()
+    for name, parameter in method.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all()
+
+
 def test_runs_under_autocast() -> None:
     method = make_method(4, dtype=torch.float32)
     history, candidates = make_case([50, 0, 1], [2, 1, 1])

@@ -49,7 +49,7 @@ def lloyd(
     spaced = (
         (2 * number + 1) * offsets.diff().unsqueeze(1) // (2 * counts.clamp_min(1).unsqueeze(1))
     )
-    centres = vectors[torch.where(wanted, offsets[:-1].unsqueeze(1) + spaced, 0)]
+    centres = _take(vectors, torch.where(wanted, offsets[:-1].unsqueeze(1) + spaced, 0))
     group = request_of_rows(offsets, len(vectors))
     weighted = vectors * weights.unsqueeze(1)
     cluster, distance = nearest(vectors, offsets, centres, wanted)
@@ -91,10 +91,9 @@ def nearest(
     for start in range(0, len(blocks.request), chunk):
         part = slice(start, start + chunk)
         at = blocks.request[part]
-        rows = vectors[blocks.index[part]]
-        squares = torch.baddbmm(
-            norms[at].unsqueeze(1), rows, centres[at].transpose(1, 2), alpha=-2.0
-        )
+        rows = _take(vectors, blocks.index[part])
+        own = centres.index_select(0, at).transpose(1, 2)
+        squares = torch.baddbmm(norms[at].unsqueeze(1), rows, own, alpha=-2.0)
         lowest, index = squares.min(-1)
         scores.append(lowest)
         indices.append(index)
@@ -108,3 +107,8 @@ def _farthest(distance: Tensor, group: Tensor, offsets: Tensor, empty: Tensor) -
     order = order[torch.argsort(group[order], stable=True)]
     rank = empty.cumsum(1) - 1
     return order[(offsets[:-1].unsqueeze(1) + rank)[empty]]
+
+
+def _take(rows: Tensor, index: Tensor) -> Tensor:
+    """[P, s] at [x, y] -> [x, y, s]; several times faster on a CPU than ``rows[index]``."""
+    return rows.index_select(0, index.flatten()).unflatten(0, index.shape)
