@@ -32,6 +32,7 @@ from hisac_rec.methods.hisac.voting import (
     to_slots,
 )
 from hisac_rec.methods.parts.agents import AgentMemory, AgentReader, ReaderConfig
+from hisac_rec.methods.parts.attention import Kinship
 
 VOTE_FEATURES = 2
 """Numbers per level that tell a candidate's strength: log votes and share of votes."""
@@ -174,21 +175,21 @@ class HiSAC(HistoryMethod):
 
     def read(self, memory: InterestMemory, candidates: Candidates) -> Tensor:
         """[N, V, d]: target attention over the agents; their mean beside it."""
-        extra = self._semantic(memory, candidates) if self.config.semantic_attention else None
-        interests = self.reader(memory, candidates, extra)
+        kinship = self._kinship(memory, candidates) if self.config.semantic_attention else None
+        interests = self.reader(memory, candidates, kinship)
         if self.config.path_votes:
             features = path_vote_features(memory, candidates, self.code_counts)
             strength = self.strength(features.to(interests.dtype))
             interests = torch.cat([interests[:, :1] + strength.unsqueeze(1), interests[:, 1:]], 1)
         return interests
 
-    def _semantic(self, memory: InterestMemory, candidates: Candidates) -> tuple[Tensor, Tensor]:
-        """([N, H, s], [R, K, s]) whose products are gain x cosine; zeros where unfilled."""
+    def _kinship(self, memory: InterestMemory, candidates: Candidates) -> Kinship:
+        """Cosines of the candidates' and the agents' semantic vectors."""
         wanted = path_vectors(path_numbers(candidates.codes, self.code_counts), self.codebook)
-        wanted = nn.functional.normalize(wanted, dim=-1).unsqueeze(1)
+        wanted = nn.functional.normalize(wanted, dim=-1)
         agents = path_vectors(memory.path.clamp_min(0).flatten(), self.codebook)
         agents = nn.functional.normalize(agents, dim=-1).unflatten(0, memory.path.shape)
-        return wanted * self.semantic_gain.unsqueeze(1), agents * memory.filled.unsqueeze(-1)
+        return Kinship(wanted, agents * memory.filled.unsqueeze(-1), self.semantic_gain)
 
     def _route(
         self, history: History, leaves: Leaves, agents: Agents, slot: Tensor, filled: Tensor

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from hisac_rec.config import Strict
 from hisac_rec.methods.base import Candidates
-from hisac_rec.methods.parts.attention import CandidateAttention
+from hisac_rec.methods.parts.attention import CandidateAttention, Kinship
 
 
 class ReaderConfig(Strict):
@@ -72,18 +72,18 @@ class AgentReader(nn.Module):
         self,
         memory: AgentMemory,
         candidates: Candidates,
-        extra: tuple[Tensor, Tensor] | None = None,
+        kinship: Kinship | None = None,
     ) -> Tensor:
         """[N, V, d]: the attended vector, then the profile. O(R K d^2 + N d^2 + N K d).
 
         Args:
             memory: the agents.
             candidates: who reads.
-            extra: see :class:`CandidateAttention`.
+            kinship: see :class:`CandidateAttention`.
         """
         bias = log_weights(memory, self.power) if self.biased else None
         attended = self.attention(
-            candidates.values, candidates.offsets, memory.vectors, memory.filled, bias, extra
+            candidates.values, candidates.offsets, memory.vectors, memory.filled, bias, kinship
         )
         if not self.profile:
             return attended.unsqueeze(1)

@@ -6,12 +6,39 @@ R requests, K memory slots, N candidates, H heads, d width, n candidate blocks o
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from hisac_rec.errors import UserError
-from hisac_rec.methods.parts.blocks import block_size, make_blocks
+from hisac_rec.methods.parts.blocks import Blocks, block_size, make_blocks
+
+
+@dataclass
+class Kinship:
+    """Frozen similarity of candidates and slots, and how much of it each head takes.
+
+    Args:
+        candidates: [N, s] frozen unit vectors.
+        slots: [R, K, s] frozen unit vectors; zeros where unfilled.
+        gain: [H], trained.
+    """
+
+    candidates: Tensor
+    slots: Tensor
+    gain: Tensor
+
+    def scores(self, blocks: Blocks) -> Tensor:
+        """[n, H, B, K+1]: gain times cosine, 0 for the null slot. O(N K s).
+
+        The product knows no heads and needs no gradient: only the gains are trained.
+        """
+        with torch.no_grad():
+            slots = functional.pad(self.slots, (0, 0, 0, 1))[blocks.request]
+            cosine = torch.bmm(blocks.gather(self.candidates), slots.transpose(1, 2))
+        return self.gain[:, None, None] * cosine.unsqueeze(1)
 
 
 class CandidateAttention(nn.Module):
@@ -54,7 +81,7 @@ class CandidateAttention(nn.Module):
         memory: Tensor,
         mask: Tensor,
         bias: Tensor | None,
-        extra: tuple[Tensor, Tensor] | None = None,
+        kinship: Kinship | None = None,
     ) -> Tensor:
         """Attend.
 
@@ -64,34 +91,26 @@ class CandidateAttention(nn.Module):
             memory: [R, K, d].
             mask: [R, K] bool, True where a slot is filled.
             bias: [R, K] added to the scores, or None.
-            extra: ([N, H, s], [R, K, s]) whose dot products are added to each head's scores,
-                or None.
+            kinship: frozen similarities added to the scores, or None.
 
         Returns:
-            [N, d]. Cost O(R K d^2 + N d^2 + N K (d + H s)).
+            [N, d]. Cost O(R K d^2 + N d^2 + N K (d + s)).
         """
         requests = memory.shape[0]
         blocks = make_blocks(offsets, block_size(len(candidates), requests, largest=64))
         queries = self._split(blocks.gather(self.query(candidates)))
         keys = self._split(_append(self.key(memory), self.null_key))
-        scale = queries.shape[-1] ** -0.5
-        if extra is not None:
-            # A dot product of longer vectors adds the extra scores without an [N, K] tensor.
-            side = blocks.gather(extra[0]).transpose(1, 2).to(queries.dtype)
-            queries = torch.cat([queries, side / scale], dim=-1)
-            slots = functional.pad(extra[1].to(keys.dtype), (0, 0, 0, 1))
-            slots = slots.unsqueeze(1).expand(-1, self.heads, -1, -1)
-            keys = torch.cat([keys, slots], dim=-1)
         values = self._split(_append(self.value(memory), self.null_value))
         scores = torch.zeros_like(mask, dtype=memory.dtype) if bias is None else bias
         scores = scores.masked_fill(~mask, float("-inf"))
-        scores = functional.pad(scores, (0, 1))[:, None, None, :].to(queries.dtype)
+        scores = functional.pad(scores, (0, 1))[blocks.request, None, None, :].to(queries.dtype)
+        if kinship is not None:
+            scores = scores + kinship.scores(blocks).to(queries.dtype)
         attended = functional.scaled_dot_product_attention(
             queries,
             keys[blocks.request],
             values[blocks.request],
-            attn_mask=scores[blocks.request],
-            scale=scale,
+            attn_mask=scores,
         )
         joined = attended.transpose(1, 2).flatten(2)
         return self.out(blocks.rows(joined))
