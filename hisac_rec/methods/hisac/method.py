@@ -28,6 +28,7 @@ from hisac_rec.methods.hisac.voting import (
     count_leaves,
     path_numbers,
     path_vectors,
+    path_words,
     recent_votes,
     to_slots,
 )
@@ -184,12 +185,15 @@ class HiSAC(HistoryMethod):
         return interests
 
     def _kinship(self, memory: InterestMemory, candidates: Candidates) -> Kinship:
-        """Cosines of the candidates' and the agents' semantic vectors."""
+        """Cosines of the candidates' and the agents' semantic vectors. O(N s C + R K D^2)."""
         wanted = path_vectors(path_numbers(candidates.codes, self.code_counts), self.codebook)
         wanted = nn.functional.normalize(wanted, dim=-1)
-        agents = path_vectors(memory.path.clamp_min(0).flatten(), self.codebook)
-        agents = nn.functional.normalize(agents, dim=-1).unflatten(0, memory.path.shape)
-        return Kinship(wanted, agents * memory.filled.unsqueeze(-1), self.semantic_gain)
+        words = torch.cat(self.codebook)  # [C, s]
+        at = path_words(memory.path.clamp_min(0), self.code_counts)
+        gram = words @ words.T
+        squares = gram[at.unsqueeze(-1), at.unsqueeze(-2)].sum((-1, -2))
+        scale = squares.clamp_min(torch.finfo(squares.dtype).tiny).rsqrt() * memory.filled
+        return Kinship(wanted @ words.T, at, scale, self.semantic_gain)
 
     def _route(
         self, history: History, leaves: Leaves, agents: Agents, slot: Tensor, filled: Tensor

@@ -190,6 +190,19 @@ def path_vectors(path: Tensor, codebook: Sequence[Tensor]) -> Tensor:
     return total
 
 
+def path_words(path: Tensor, code_counts: Sequence[int]) -> Tensor:
+    """[...] paths -> [..., D] rows of the code words on each path in the codebook's levels
+    joined. O(n D).
+    """
+    below = sum(code_counts)
+    rest, words = path, []
+    for count in reversed(code_counts):
+        below -= count
+        words.append(below + rest % count)
+        rest = rest // count
+    return torch.stack(words[::-1], dim=-1)
+
+
 def to_slots(agents: Agents, requests: int) -> tuple[Tensor, Tensor]:
     """Dense places of the agents: slot [A] within the request, and filled [R, K] bool."""
     counts = torch.bincount(agents.request, minlength=requests)

@@ -20,25 +20,36 @@ from hisac_rec.methods.parts.blocks import Blocks, block_size, make_blocks
 class Kinship:
     """Frozen similarity of candidates and slots, and how much of it each head takes.
 
+    A slot's vector is a sum of D code words times a scale, so its product with a candidate is
+    a sum of D products with code words, which all slots share. Legend: C code words of all
+    levels, D levels.
+
     Args:
-        candidates: [N, s] frozen unit vectors.
-        slots: [R, K, s] frozen unit vectors; zeros where unfilled.
+        products: [N, C] frozen: each candidate's vector times each code word.
+        words: [R, K, D] int64 code words of each slot, anything where unfilled.
+        scale: [R, K] of each slot; 0 where unfilled.
         gain: [H], trained.
     """
 
-    candidates: Tensor
-    slots: Tensor
+    products: Tensor
+    words: Tensor
+    scale: Tensor
     gain: Tensor
 
     def scores(self, blocks: Blocks) -> Tensor:
-        """[n, H, B, K+1]: gain times cosine, 0 for the null slot. O(N K s).
+        """[n, H, B, K+1]: gain times similarity, 0 for the null slot. O(N K (D + H)).
 
-        The product knows no heads and needs no gradient: only the gains are trained.
+        The similarity knows no heads and needs no gradient: only the gains are trained.
         """
         with torch.no_grad():
-            slots = functional.pad(self.slots, (0, 0, 0, 1))[blocks.request]
-            cosine = torch.bmm(blocks.gather(self.candidates), slots.transpose(1, 2))
-        return self.gain[:, None, None] * cosine.unsqueeze(1)
+            rows = blocks.gather(self.products)
+            scale = self.scale[blocks.request].unsqueeze(1)
+            similarity = torch.zeros_like(scale)
+            for words in self.words[blocks.request].unbind(-1):
+                at = words.unsqueeze(1).expand(-1, rows.shape[1], -1)
+                similarity = similarity + rows.gather(2, at)
+            similarity = functional.pad(similarity * scale, (0, 1))
+        return self.gain[:, None, None] * similarity.unsqueeze(1)
 
 
 class CandidateAttention(nn.Module):
