@@ -119,7 +119,7 @@ def test_fading_votes_and_reserved_agents(half_life: float | None) -> None:
 
 def test_semantics_find_an_agent_that_embeddings_do_not() -> None:
     """With equal embeddings everywhere, the gain decides which agent is read."""
-    method = make_method(keep=[4, 6], path_votes=False, profile=False, agent_weight="none")
+    method = make_method(keep=[4, 6], path_votes="off", profile=False, agent_weight="none")
     history, candidates = make_case([40], [5], dtype=torch.float64)
     blind = type(candidates)(
         candidates.offsets,
@@ -281,3 +281,20 @@ def test_path_votes_are_the_agents_votes_along_the_candidates_path(
             here = sum(v for path, v in agents.items() if list(path[:level]) == codes[:level])
             expected += [math.log1p(here), here / total]
         assert got[row].tolist() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("way", ["gate", "add", "off"])
+def test_votes_scale_the_attended_vector_or_are_added_to_it(way: str) -> None:
+    history, candidates = make_case([40, 0, 3], [3, 2, 2], dtype=torch.float64)
+    torch.manual_seed(0)
+    method = make_method(path_votes=way)
+    memory = method.compress(history)
+    found = method.read(memory, candidates)
+    plain = method.reader(memory, candidates, method._kinship(memory, candidates))
+    torch.testing.assert_close(found[:, 1], plain[:, 1])
+    attended = plain[:, 0]
+    if way != "off":
+        features = path_vote_features(memory, candidates, CODES).double()
+        strength = method.strength(features)
+        attended = attended * (1 + strength) if way == "gate" else attended + strength
+    torch.testing.assert_close(found[:, 0], attended)

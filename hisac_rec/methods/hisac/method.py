@@ -73,10 +73,11 @@ class HiSACConfig(ReaderConfig):
     learned multiple, per head, of the cosine between the candidate's and the agent's semantic
     vectors is added to the scores. Not in the paper; a candidate never seen in training still
     finds its interest."""
-    path_votes: bool = True
-    """Tell the ranker how strong the candidate's own interest is: the agents' votes along the
-    candidate's semantic-ID path, per level. Not in the paper: routed vectors are averages and
-    forget how many events stand behind them."""
+    path_votes: Literal["gate", "add", "off"] = "gate"
+    """Tell the ranker how strong the candidate's own interest is, by the agents' votes along
+    the candidate's semantic-ID path, per level: a small network of them scales the attended
+    vector ("gate") or is added to it ("add"). Not in the paper: routed vectors are averages
+    and forget how many events stand behind them."""
 
 
 @dataclass
@@ -108,7 +109,10 @@ class HiSAC(HistoryMethod):
         "tau": [0.03, 0.1, 0.3, 1.0],
         "squared_distance": [False, True],
         "weight_power": [0.0, 0.5, 1.0],
-        "path_votes": [True, False],
+        "path_votes": ["gate", "add", "off"],
+        "semantic_attention": [True, False],
+        "routing": ["events", "agents", "hard"],
+        "tail_agents": [0, 16],
         "profile": [True, False],
     }
 
@@ -137,7 +141,7 @@ class HiSAC(HistoryMethod):
         self.interests = self.reader.interests
         if config.semantic_attention:
             self.semantic_gain = nn.Parameter(torch.ones(config.heads))
-        if config.path_votes:
+        if config.path_votes != "off":
             features = VOTE_FEATURES * len(self.code_counts)
             self.strength = nn.Sequential(
                 nn.Linear(features, shape.dim), nn.ReLU(), nn.Linear(shape.dim, shape.dim)
@@ -178,11 +182,14 @@ class HiSAC(HistoryMethod):
         """[N, V, d]: target attention over the agents; their mean beside it."""
         kinship = self._kinship(memory, candidates) if self.config.semantic_attention else None
         interests = self.reader(memory, candidates, kinship)
-        if self.config.path_votes:
-            features = path_vote_features(memory, candidates, self.code_counts)
-            strength = self.strength(features.to(interests.dtype))
-            interests = torch.cat([interests[:, :1] + strength.unsqueeze(1), interests[:, 1:]], 1)
-        return interests
+        if self.config.path_votes == "off":
+            return interests
+        features = path_vote_features(memory, candidates, self.code_counts)
+        strength = self.strength(features.to(interests.dtype)).unsqueeze(1)
+        attended, rest = interests[:, :1], interests[:, 1:]
+        gated = self.config.path_votes == "gate"
+        attended = attended * (1 + strength) if gated else attended + strength
+        return torch.cat([attended, rest], dim=1)
 
     def _kinship(self, memory: InterestMemory, candidates: Candidates) -> Kinship:
         """Cosines of the candidates' and the agents' semantic vectors. O(N s C + R K D^2)."""

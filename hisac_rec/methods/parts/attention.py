@@ -123,6 +123,9 @@ class CandidateAttention(nn.Module):
             values[blocks.request],
             attn_mask=scores,
         )
+        if kinship is not None and not len(candidates):
+            # The fused kernel drops an empty bias from the graph; other ranks wait for it.
+            attended = attended + 0.0 * kinship.gain.sum()
         joined = attended.transpose(1, 2).flatten(2)
         return self.out(blocks.rows(joined))
 
