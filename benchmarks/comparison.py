@@ -6,6 +6,7 @@ sessions and machines::
 
     python benchmarks/comparison.py statics2011 --raw ../shared/data/statics2011 --seeds 1
     python benchmarks/comparison.py synthetic-1000 --models hisac mean_pooling --seeds 3
+    python benchmarks/comparison.py synthetic-1000 --ablations
     python benchmarks/comparison.py synthetic-1000 --report-only
 """
 
@@ -44,6 +45,7 @@ ALL_MODELS = (
     "hstu",
 )
 OUT = Path("docs/results/comparison")
+ABLATIONS = Path("benchmarks/ablations")
 
 
 @dataclass(frozen=True)
@@ -107,9 +109,16 @@ def main() -> None:
     parser.add_argument("--baseline", default="mean_pooling")
     parser.add_argument("--work", type=Path, default=Path("runs/comparison"))
     parser.add_argument("--report-only", action="store_true")
+    parser.add_argument(
+        "--ablations", action="store_true", help="HiSAC's switches one by one, instead of methods"
+    )
     arguments = parser.parse_args()
     study = STUDIES[arguments.study]
     out = OUT / arguments.study
+    if arguments.ablations:
+        out = OUT / f"{arguments.study}-ablations"
+        arguments.models = ["hisac", *sorted(map(str, ABLATIONS.glob("*.toml")))]
+        arguments.baseline = "hisac"
     baseline = ("--baseline", arguments.baseline)
     if arguments.report_only:
         command("compare", "--report-only", "--out", out, *baseline)

@@ -160,6 +160,8 @@ class SyntheticConfig(Strict):
     """Width of the content embeddings."""
     content_noise: float = Field(default=0.15, ge=0)
     """Length of an item's random offset from its leaf; a leaf's from its branch is 0.5."""
+    category_noise: float = Field(default=0.1, ge=0, le=1)
+    """Share of items whose ``category`` is not their leaf's parent."""
     fresh_items: float = Field(default=0.1, ge=0, lt=1)
     """Share of items that appear only in the course of the period (cold items)."""
     candidates: int = Field(default=8, ge=1)

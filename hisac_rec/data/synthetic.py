@@ -41,8 +41,6 @@ EVENT_GAP = 30
 TRAIN_FROM, VALID_FROM, TEST_FROM = 0.6, 0.8, 0.9
 """Shares of the period at which requests begin and splits change."""
 SEGMENTS = 8
-CATEGORY_NOISE = 0.1
-"""Share of items whose ``category`` is not their leaf's parent."""
 LIKE_RATE, NOISE_LIKE_RATE = 0.3, 0.02
 """Share of "like" among history events of an interest, and among random ones."""
 LEVEL_SHRINK = 0.5
@@ -139,7 +137,7 @@ class SyntheticSource:
 
         siblings = config.branches[-1]
         self.categories = leaves // siblings
-        wrong = rng.random(config.items) < CATEGORY_NOISE
+        wrong = rng.random(config.items) < config.category_noise
         other = rng.integers(self.categories, size=config.items)
         self.category = np.concatenate([[0], 1 + np.where(wrong, other, leaf // siblings)])
 
