@@ -19,6 +19,7 @@ from hisac_rec.config import Strict
 from hisac_rec.data.inputs import Side
 from hisac_rec.errors import UserError
 from hisac_rec.methods.base import Candidates, History, HistoryMethod, MethodShape, request_of_rows
+from hisac_rec.methods.hisac.leaf_routing import leaf_geometry, route_leaves
 from hisac_rec.methods.hisac.routing import Frozen, Routing, route_with_mass
 from hisac_rec.methods.hisac.voting import (
     VOTE_UNIT,
@@ -206,15 +207,12 @@ class HiSAC(HistoryMethod):
         self, history: History, leaves: Leaves, agents: Agents, slot: Tensor, filled: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Routed vectors [R, K, d] and the mass [R, K] behind them."""
-        codebook = self.codebook
-        leaf_vectors = path_vectors(leaves.path, codebook)
-        queries = leaf_vectors.new_zeros((*filled.shape, leaf_vectors.shape[1]))
-        queries[agents.request, slot] = leaf_vectors[agents.leaf]
-        config = self.config
+        codebook, config = self.codebook, self.config
         how = (config.tau, config.squared_distance, config.routing, filled)
         if config.semantics == "vectors":
             if history.vectors is None:
                 raise ValueError("semantics = 'vectors' needs History.vectors")
+            queries = _slots(path_vectors(agents.path, codebook), agents, slot, filled)
             keys = history.vectors.to(queries.dtype)
             return route_with_mass(
                 history.values, Frozen(queries, keys, None, history.offsets, *how)
@@ -222,6 +220,19 @@ class HiSAC(HistoryMethod):
         # Events of one leaf share their key, so route the leaves' sums, each counted by votes.
         sums = history.values.new_zeros((len(leaves.path), history.values.shape[1]))
         sums = sums.index_add(0, leaves.of_event, history.values)
+        if config.routing == "events":
+            geometry = leaf_geometry(
+                leaves,
+                agents,
+                filled.shape[0],
+                codebook,
+                tau=config.tau,
+                squared=config.squared_distance,
+            )
+            routed = _slots(route_leaves(sums, geometry), agents, slot, filled)
+            return routed, _spread(agents.votes.to(routed.dtype), agents, slot, filled, empty=0)
+        leaf_vectors = path_vectors(leaves.path, codebook)
+        queries = _slots(leaf_vectors[agents.leaf], agents, slot, filled)
         counts = torch.bincount(leaves.request, minlength=filled.shape[0])
         offsets = nn.functional.pad(counts.cumsum(0), (1, 0))
         return route_with_mass(sums, Frozen(queries, leaf_vectors, leaves.events, offsets, *how))
@@ -263,3 +274,10 @@ def _spread(
     dense = values.new_full(filled.shape, empty)
     dense[agents.request, slot] = values
     return dense
+
+
+def _slots(rows: Tensor, agents: Agents, slot: Tensor, filled: Tensor) -> Tensor:
+    """[A, x] -> [R, K, x], zeros where unfilled."""
+    at = agents.request * filled.shape[1] + slot
+    dense = rows.new_zeros((filled.numel(), rows.shape[1]))
+    return dense.index_copy(0, at, rows).unflatten(0, filled.shape)

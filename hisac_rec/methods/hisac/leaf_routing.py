@@ -1,0 +1,246 @@
+"""Soft routing where keys are rebuilt from semantic IDs: leaf sums to agents, pair by pair.
+
+All events of a leaf share one key, so a request's history is its U_r occupied leaves, and its
+A_r agents are some of them. Every (agent, leaf) pair of a request is one number of a jagged
+list: no slot and no row is padded. Distances come from the Gram matrix of the code words, so
+a pair costs D look-ups instead of a product of s numbers, and the weighted sums are weighted
+embedding bags. The same on CPU and GPU. :func:`hisac_rec.methods.hisac.routing.soft_route` is
+the general form, for keys of each event's own.
+
+Legend: R requests, U occupied leaves, A agents, P (agent, leaf) pairs of the same request,
+D levels, C code words of all levels, s semantic width, d value width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+from hisac_rec.methods.hisac.voting import Agents, Leaves, path_words
+
+CHUNK_PAIRS = 1 << 22
+"""At most about this many pairs exist at a time; one request's pairs stay together."""
+
+
+@dataclass(frozen=True)
+class LeafGeometry:
+    """Where the leaves of R requests lie, and which of them are agents.
+
+    Args:
+        words: [U, D] int64 row of each leaf's code words in the codebook's levels joined.
+        counts: [U] events on each leaf.
+        agents: [A] int64 leaf of each agent, ascending.
+        leaf_offsets: [R+1] int64 over U.
+        agent_offsets: [R+1] int64 over A.
+        gram: [C, C] float64 products of all code words.
+        tau: temperature, > 0.
+        squared: use the squared distance.
+    """
+
+    words: Tensor
+    counts: Tensor
+    agents: Tensor
+    leaf_offsets: Tensor
+    agent_offsets: Tensor
+    gram: Tensor
+    tau: float
+    squared: bool
+
+
+def leaf_geometry(
+    leaves: Leaves,
+    agents: Agents,
+    requests: int,
+    codebook: Sequence[Tensor],
+    *,
+    tau: float,
+    squared: bool,
+) -> LeafGeometry:
+    """Describe the leaves and agents of a batch. O(C^2 s + U D + A).
+
+    Products of code words are taken in float64: a leaf's distance to itself is then 0 to 8
+    digits, where fp32 leaves the square root of its rounding.
+
+    Args:
+        leaves: of :func:`~hisac_rec.methods.hisac.voting.count_leaves`.
+        agents: of :func:`~hisac_rec.methods.hisac.voting.activate`.
+        requests: R.
+        codebook: D tensors [C_l, s].
+        tau: temperature, > 0.
+        squared: use the squared distance.
+    """
+    every = torch.cat(list(codebook)).double()
+    return LeafGeometry(
+        words=path_words(leaves.path, [len(words) for words in codebook]),
+        counts=leaves.events,
+        agents=agents.leaf,
+        leaf_offsets=_offsets(leaves.request, requests),
+        agent_offsets=_offsets(agents.request, requests),
+        gram=every @ every.T,
+        tau=tau,
+        squared=squared,
+    )
+
+
+def route_leaves(sums: Tensor, geometry: LeafGeometry) -> Tensor:
+    """``zhat_a = sum_u w(a,u) S_u / sum_u w(a,u) n_u`` with ``w = exp(-dist(z_u, z_a) / tau)``.
+
+    The paper's soft routing, exactly: S_u is the sum of the values of the n_u events of leaf u.
+    Agents are leaves of the same history, so their largest score is 0 and needs no search.
+    No gradient flows through w: the backward pass is ``d S = w^T (d zhat / mass)``.
+
+    Args:
+        sums: [U, d] S_u.
+        geometry: of :func:`leaf_geometry`.
+
+    Returns:
+        [A, d]. O(P (D + d)) operations, O(min(P, CHUNK_PAIRS)) memory.
+    """
+    with torch.autocast(sums.device.type, enabled=False):
+        routed: Tensor = _RouteLeaves.apply(sums, geometry)
+    return routed
+
+
+class _RouteLeaves(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, sums: Tensor, geometry: LeafGeometry) -> Tensor:
+        counts = geometry.counts.to(sums.dtype).unsqueeze(1)
+        routed, mass, kept = [], [], []
+        parts = _parts(geometry)
+        for part in parts:
+            pairs = _pairs_of_agents(geometry, part)
+            weights = _weights(geometry, part, pairs, sums.dtype)
+            routed.append(_bags(sums, pairs, weights))
+            mass.append(_bags(counts, pairs, weights))
+            kept.append(weights)
+        divisor = torch.cat(mass)
+        # One part is small enough to be kept; more of them are computed again.
+        ctx.kept = kept if len(parts) == 1 else [None] * len(parts)
+        ctx.geometry, ctx.divisor = geometry, divisor
+        return torch.cat(routed) / divisor
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        geometry: LeafGeometry = ctx.geometry
+        scaled = gradient / ctx.divisor
+        found = []
+        for part, kept in zip(_parts(geometry), ctx.kept, strict=True):
+            pairs = _pairs_of_agents(geometry, part)
+            weights = _weights(geometry, part, pairs, scaled.dtype) if kept is None else kept
+            turned, at = _pairs_of_leaves(geometry, part, pairs)
+            found.append(_bags(scaled, turned, weights.index_select(0, at)))
+        return torch.cat(found), None
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """All (agent, leaf) pairs of some requests, listed by one end.
+
+    Args:
+        owner: [P] number of the row that each pair is listed by, from the part's first.
+        at: [P] number of the other end among all of the batch.
+        bounds: [X+1] where each row's pairs begin.
+    """
+
+    owner: Tensor
+    at: Tensor
+    bounds: Tensor
+
+
+def _parts(geometry: LeafGeometry) -> list[slice]:
+    """The requests, in order, in runs of at most about CHUNK_PAIRS pairs; at least one run."""
+    pairs = geometry.leaf_offsets.diff() * geometry.agent_offsets.diff()
+    ends = pairs.cumsum(0).cpu()
+    parts: list[slice] = []
+    while not parts or parts[-1].stop < len(ends):
+        first = parts[-1].stop if parts else 0
+        limit = (int(ends[first - 1]) if first else 0) + CHUNK_PAIRS
+        end = int(torch.searchsorted(ends, limit, right=True))
+        parts.append(slice(first, max(end, first + 1)))
+    return parts
+
+
+def _pairs_of_agents(geometry: LeafGeometry, part: slice) -> Pairs:
+    return _list_pairs(geometry.agent_offsets, geometry.leaf_offsets, part)
+
+
+def _pairs_of_leaves(geometry: LeafGeometry, part: slice, known: Pairs) -> tuple[Pairs, Tensor]:
+    """The same pairs listed by leaf, and the place of each in the list by agent. O(P)."""
+    pairs = _list_pairs(geometry.leaf_offsets, geometry.agent_offsets, part)
+    leaves = geometry.leaf_offsets[part.start : part.stop + 1]
+    first = leaves[:-1].repeat_interleave(leaves.diff())
+    within = torch.arange(len(first), device=first.device) + leaves[0] - first
+    at = within.to(pairs.at.dtype).index_select(0, pairs.owner)
+    at += known.bounds.index_select(0, pairs.at - int(geometry.agent_offsets[part.start]))
+    return pairs, at
+
+
+def _list_pairs(own: Tensor, other: Tensor, part: slice) -> Pairs:
+    """Pair the rows that ``own`` [R+1] bounds with those of ``other`` of the same request."""
+    own, other = own[part.start : part.stop + 1], other[part.start : part.stop + 1]
+    lengths = other.diff().repeat_interleave(own.diff())  # [X] pairs of each row
+    begin = other[:-1].repeat_interleave(own.diff())
+    bounds = functional.pad(lengths.cumsum(0), (1, 0))
+    pairs = int(bounds[-1])
+    # Half as wide where it fits: making the list is most of what routing costs.
+    index = torch.int32 if pairs < 1 << 31 else torch.int64
+    owner = torch.arange(len(lengths), device=lengths.device, dtype=index)
+    owner = owner.repeat_interleave(lengths, output_size=pairs)
+    at = torch.arange(pairs, device=lengths.device, dtype=index)
+    at += (begin - bounds[:-1]).to(index).index_select(0, owner)
+    return Pairs(owner, at, bounds.to(index))
+
+
+def _weights(geometry: LeafGeometry, part: slice, pairs: Pairs, dtype: torch.dtype) -> Tensor:
+    """[P] exp(-distance / tau) of pairs that are listed by agent. O(P D + A C)."""
+    # ||x - y||^2 = x.x + y.y - 2 sum over the levels of y of (x . word): one row of products
+    # with all code words for each agent, D look-ups for each pair.
+    first, end = geometry.agent_offsets[[part.start, part.stop]].tolist()
+    words, gram = geometry.words, geometry.gram
+    own = words[geometry.agents[first:end]]
+    products = gram.new_zeros((len(own), gram.shape[0]))
+    for level in own.unbind(1):
+        products += gram.index_select(0, level)
+    products.mul_(-2.0).add_((_squares(own, gram) / own.shape[1]).unsqueeze(1))
+    flat = products.flatten()
+    wide = torch.int64 if len(flat) >= 1 << 31 else pairs.owner.dtype
+    base = pairs.owner.to(wide) * gram.shape[0]
+    distance = _squares(words, gram).index_select(0, pairs.at)
+    for level in words.to(wide).unbind(1):
+        distance += flat.index_select(0, level.index_select(0, pairs.at).add_(base))
+    scores = distance.clamp_min_(0.0).to(dtype)
+    if not geometry.squared:
+        scores.sqrt_()
+    return scores.mul_(-1.0 / geometry.tau).exp_()
+
+
+def _squares(words: Tensor, gram: Tensor) -> Tensor:
+    """[X, D] rows of code words -> [X] squared length of their sum. O(X D^2)."""
+    flat, size = gram.flatten(), gram.shape[0]
+    every = (words.unsqueeze(2) * size + words.unsqueeze(1)).flatten()
+    return flat.index_select(0, every).view(-1, words.shape[1] ** 2).sum(1)
+
+
+def _bags(rows: Tensor, pairs: Pairs, weights: Tensor) -> Tensor:
+    """[X, d] weighted sums of the other ends' rows."""
+    if not len(pairs.at):  # embedding_bag refuses tables without rows
+        return rows.new_zeros((len(pairs.bounds) - 1, rows.shape[1]))
+    return functional.embedding_bag(
+        pairs.at,
+        rows,
+        pairs.bounds,
+        mode="sum",
+        per_sample_weights=weights,
+        include_last_offset=True,
+    )
+
+
+def _offsets(request: Tensor, requests: int) -> Tensor:
+    return functional.pad(torch.bincount(request, minlength=requests).cumsum(0), (1, 0))

@@ -1,0 +1,80 @@
+"""Leaf routing: pair by pair, it equals the general operator over the same leaves."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from histories import CODES, make_case, make_shape
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from hisac_rec.methods.base import request_of_rows
+from hisac_rec.methods.hisac import leaf_routing
+from hisac_rec.methods.hisac.leaf_routing import LeafGeometry, leaf_geometry, route_leaves
+from hisac_rec.methods.hisac.routing import Frozen, soft_route
+from hisac_rec.methods.hisac.voting import activate, count_leaves, path_vectors, to_slots
+
+WIDTH = 3
+
+
+def make_leaves(
+    lengths: list[int], *, keep: tuple[int, int], tau: float, squared: bool, seed: int
+) -> tuple[Tensor, LeafGeometry, Frozen, Tensor]:
+    """Leaf sums, their geometry, the same for the general operator, and its filled slots."""
+    history, _ = make_case(lengths, [0] * len(lengths), dtype=torch.float64, seed=seed)
+    codebook = make_shape(dtype=torch.float64).codebook
+    request = request_of_rows(history.offsets, sum(lengths))
+    leaves = count_leaves(history.codes, request, len(lengths), CODES)
+    agents = activate(leaves, keep, CODES)
+    geometry = leaf_geometry(leaves, agents, len(lengths), codebook, tau=tau, squared=squared)
+    slot, filled = to_slots(agents, len(lengths))
+    keys = path_vectors(leaves.path, codebook)
+    queries = keys.new_zeros((*filled.shape, keys.shape[1]))
+    queries[agents.request, slot] = keys[agents.leaf]
+    frozen = Frozen(queries, keys, leaves.events, geometry.leaf_offsets, tau, squared)
+    generator = torch.Generator().manual_seed(seed)
+    sums = torch.randn(len(keys), WIDTH, generator=generator, dtype=torch.float64)
+    return sums.requires_grad_(), geometry, frozen, filled
+
+
+@pytest.mark.parametrize("chunk", [1, 40, 1 << 22])
+@settings(max_examples=40, deadline=None)
+@given(
+    lengths=st.lists(st.sampled_from([0, 1, 2, 17, 60]), min_size=1, max_size=5),
+    keep=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    tau=st.sampled_from([0.05, 1.0]),
+    squared=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_equals_the_general_operator(
+    chunk: int, lengths: list[int], keep: tuple[int, int], tau: float, squared: bool, seed: int
+) -> None:
+    sums, geometry, frozen, filled = make_leaves(
+        lengths, keep=keep, tau=tau, squared=squared, seed=seed
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(leaf_routing, "CHUNK_PAIRS", chunk)
+        routed = route_leaves(sums, geometry)
+        expected = soft_route(sums, frozen)[filled]
+        # 1e-5: the general operator takes distances as differences of rounded squares.
+        torch.testing.assert_close(routed, expected, rtol=1e-5, atol=1e-5)
+        direction = torch.randn(routed.shape, dtype=torch.float64)
+        (found,) = torch.autograd.grad((routed * direction).sum(), sums)
+    (wanted,) = torch.autograd.grad((expected * direction).sum(), sums)
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("chunk", [1, 1 << 22])
+def test_gradient(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leaf_routing, "CHUNK_PAIRS", chunk)
+    sums, geometry, _, _ = make_leaves([17, 0, 5], keep=(2, 2), tau=0.5, squared=False, seed=1)
+    assert torch.autograd.gradcheck(lambda rows: route_leaves(rows, geometry), (sums,))
+
+
+def test_an_agent_reads_its_own_leaf_exactly() -> None:
+    """At a low temperature an agent is the mean of its own leaf, also in fp32."""
+    sums, geometry, _, _ = make_leaves([60], keep=(4, 6), tau=1e-4, squared=False, seed=3)
+    routed = route_leaves(sums.detach().float(), geometry)
+    own = sums[geometry.agents] / geometry.counts[geometry.agents].unsqueeze(1)
+    torch.testing.assert_close(routed, own.detach().float())
