@@ -7,12 +7,15 @@ examples. In every SQL text ``{raw}`` stands for the folder of raw files.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
 from hisac_rec.config import Strict
 from hisac_rec.semantic.config import SemanticIdConfig
+
+if TYPE_CHECKING:
+    from hisac_rec.data.contract import Split
 
 
 class NamedTable(Strict):
@@ -92,13 +95,22 @@ class RequestsConfig(Strict):
     train_group_events: int | None = Field(default=None, ge=1)
     """``group_events`` for training alone (valid and test stay as they are); None: the same.
     Above 1, training computes one history for several candidates, at a slightly older one."""
+    valid_group_events: int | None = Field(default=None, ge=1)
+    """``group_events`` for validation alone, which chooses checkpoints and settings; None: the
+    same. The test split is never grouped by it."""
+
+    def of_split(self, split: Split) -> int:
+        """Consecutive candidates that share a request in this split."""
+        own = {"train": self.train_group_events, "valid": self.valid_group_events}
+        return own.get(split) or self.group_events
 
     @model_validator(mode="after")
     def _one_way_of_grouping(self) -> RequestsConfig:
-        if self.group != "event" and (self.group_events > 1 or self.train_group_events):
+        grouped = self.train_group_events or self.valid_group_events
+        if self.group != "event" and (self.group_events > 1 or grouped):
             raise ValueError(
-                "group_events and train_group_events need group = 'event': an SQL group says "
-                "by itself which candidates belong together"
+                "group_events, train_group_events and valid_group_events need group = 'event': "
+                "an SQL group says by itself which candidates belong together"
             )
         return self
 

@@ -91,10 +91,7 @@ class RawLog:
     def rules(self, split: Split) -> CutRules:
         """As ``[history]`` and ``[requests]`` say."""
         requests, history = self._requests, self.definition.history
-        group_events = requests.group_events
-        if split == "train" and requests.train_group_events is not None:
-            group_events = requests.train_group_events
-        return CutRules(history.min_events, group_events, history.max_length)
+        return CutRules(history.min_events, requests.of_split(split), history.max_length)
 
     def blocks(self) -> Iterator[EventBlock]:
         """Events of whole users, about ``BLOCK_EVENTS`` at a time."""

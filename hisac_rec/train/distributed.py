@@ -16,6 +16,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from hisac_rec.train.host_memory import keep_freed_memory
+
 TIMEOUT = timedelta(minutes=10)
 """A collective that waits longer than this for a rank fails on all others."""
 
@@ -57,6 +59,7 @@ def process_group() -> Iterator[Ranks]:
     else:
         device = torch.device("cpu")
         backend = "gloo"
+        keep_freed_memory()
     if launched:
         dist.init_process_group(backend, timeout=TIMEOUT)
     else:

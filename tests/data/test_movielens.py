@@ -107,13 +107,16 @@ def test_grouped_training_keeps_candidates_and_exact_tests(
     data: PreparedData, shared_data: Path, tmp_path: Path
 ) -> None:
     raw = shared_data / "ml-1m"
-    grouped = movielens(raw, tmp_path / "g8", "requests.train_group_events=8")
+    keys = ("requests.train_group_events=8", "requests.valid_group_events=4")
+    grouped = movielens(raw, tmp_path / "g8", *keys)
     one, eight = data.manifest.splits["train"], grouped.manifest.splits["train"]
     assert (eight.candidates, eight.positives) == (one.candidates, one.positives)
     assert eight.requests < one.requests / 7
     assert grouped.stats.candidates_max == 8
-    for split in ("valid", "test"):
-        assert pq.read_table(grouped.root / split).equals(pq.read_table(data.root / split))
+    chosen_by, before = grouped.manifest.splits["valid"], data.manifest.splits["valid"]
+    assert chosen_by.candidates == before.candidates
+    assert chosen_by.requests < before.requests / 3
+    assert pq.read_table(grouped.root / "test").equals(pq.read_table(data.root / "test"))
 
 
 def test_publishers_files_alone_with_a_clock(
