@@ -1,7 +1,7 @@
 """One cell in a process of its own: train, predict, score, count, write the file.
 
-``hisac-rec compare`` starts it, for each cell anew, so that a cell that fails or runs out
-of memory ends neither the grid nor its neighbours::
+``hisac-rec compare`` starts it for each cell anew (:mod:`hisac_rec.compare.children`), so
+that a cell that fails or runs out of memory ends neither the grid nor its neighbours::
 
     python -m hisac_rec.compare.cell RUN/task.json
     torchrun --nproc_per_node 2 -m hisac_rec.compare.cell RUN/task.json
@@ -15,6 +15,7 @@ import os
 import platform
 import sys
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -22,6 +23,7 @@ import torch
 
 from hisac_rec.compare.cells import (
     Cell,
+    Cost,
     Identity,
     Parameters,
     Reference,
@@ -122,7 +124,7 @@ def _finish(task: Task, job: Job, folder: RunFolder, ranks: Ranks, seconds: floa
         training=_training(job, folder, seconds, ranks.world_size),
         candidates_per_second=_logged(folder, "predict")[-1]["candidates_per_second"],
         parameters=count_parameters(job),
-        costs=history_costs(job),
+        costs=_costs(task, job),
         versions=stack_versions(),
         host=_host(ranks),
         date=datetime.now(UTC).date().isoformat(),
@@ -130,6 +132,17 @@ def _finish(task: Task, job: Job, folder: RunFolder, ranks: Ranks, seconds: floa
     _write_reference(task, job, predictions, rows)
     write(task.cell, content)
     log.info("%s: done", task.name)
+
+
+def _costs(task: Task, job: Job) -> list[Cost]:
+    """Counted once for all seeds of a model: a count knows no seed."""
+    mine = identity(task, job)
+    for path in sorted(task.cell.parent.glob("seed*.json")):
+        with suppress(UserError):  # of another release
+            other = read(path, Cell)
+            if other.identity == mine:
+                return other.costs
+    return history_costs(job)
 
 
 def _write_reference(task: Task, job: Job, predictions: Predictions, rows: Rows) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from hisac_rec.compare.cell import Task
 from hisac_rec.compare.cells import Cell, read, write
+from hisac_rec.compare.children import LOG, Child, Forked
 from hisac_rec.compare.grid import Grid
 from hisac_rec.errors import UserError
 from hisac_rec.progress import Advance, progress
@@ -77,7 +78,7 @@ def _run(
     task: Task,
     ranks: int,
     environment: dict[str, str],
-    children: set[subprocess.Popen[bytes]],
+    children: set[Child],
     advance: Advance,
 ) -> tuple[int, float]:
     """Run one cell from the start; (exit status, seconds)."""
@@ -86,17 +87,20 @@ def _run(
     task.run.mkdir(parents=True)
     path = task.run / "task.json"
     write(path, task)
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
-    command = [sys.executable, *(launcher if ranks > 1 else ()), "-m", "hisac_rec.compare.cell"]
     started = time.monotonic()
-    with (task.run / "log.txt").open("wb") as output:
-        child = subprocess.Popen(
-            [*command, str(path)], stdout=output, stderr=subprocess.STDOUT, env=environment
-        )
-        children.add(child)
-        status = child.wait()
-        children.discard(child)
+    child = _launched(path, ranks, environment) if ranks > 1 else Forked(path, environment)
+    children.add(child)
+    status = child.wait()
+    children.discard(child)
     return status, time.monotonic() - started
+
+
+def _launched(path: Path, ranks: int, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    """A cell of several ranks, under torchrun."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
+    command = [sys.executable, *launcher, "-m", "hisac_rec.compare.cell", str(path)]
+    with path.with_name(LOG).open("wb") as output:
+        return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
 
 
 def _conclude(task: Task, result: tuple[int, float], title: str, failed: list[str]) -> None:
@@ -108,7 +112,7 @@ def _conclude(task: Task, result: tuple[int, float], title: str, failed: list[st
         log.info("%s: auc %s, gauc %s, %.0f s", title, metrics["auc"], metrics["gauc"], seconds)
         return
     failed.append(task.name)
-    text = (task.run / "log.txt").read_text(encoding="utf-8", errors="replace")
+    text = (task.run / LOG).read_text(encoding="utf-8", errors="replace")
     tail = [_without_paths(line, task) for line in text.strip().splitlines()[-TAIL_LINES:]]
     if status < 0:
         tail.append(f"killed by signal {-status} (9: often for want of memory)")
@@ -142,13 +146,13 @@ def _environment(processes: int) -> dict[str, str]:
 
 
 @contextmanager
-def _children() -> Iterator[set[subprocess.Popen[bytes]]]:
+def _children() -> Iterator[set[Child]]:
     """The running children, ended with this process also where a scheduler ends it."""
 
     def leave(number: int, _: object) -> None:
         raise SystemExit(128 + number)
 
-    children: set[subprocess.Popen[bytes]] = set()
+    children: set[Child] = set()
     main = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGTERM, leave) if main else None
     try:
@@ -159,7 +163,7 @@ def _children() -> Iterator[set[subprocess.Popen[bytes]]]:
             signal.signal(signal.SIGTERM, before)
 
 
-def _stop(children: set[subprocess.Popen[bytes]]) -> None:
+def _stop(children: set[Child]) -> None:
     """End the children; cells that were stopped have no file, the next call starts them again."""
     left = list(children)
     for child in left:
