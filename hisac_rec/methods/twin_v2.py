@@ -34,7 +34,7 @@ from torch import Tensor
 
 from hisac_rec.config import Strict
 from hisac_rec.methods.base import MethodShape
-from hisac_rec.methods.parts.lloyd import lloyd
+from hisac_rec.methods.parts.lloyd import first_alike, lloyd
 from hisac_rec.methods.parts.points import PartitionCompressor, Points, PointsConfig
 
 BRANCH_POWER = 0.3
@@ -67,6 +67,7 @@ class Method(PartitionCompressor):
         """[P] cluster of each point. O(levels iterations P K' s), K' the widest split."""
         requests, agents = len(points.offsets) - 1, self.config.agents
         request = cluster = points.request
+        alike = first_alike(points.vectors, request)
         owner = torch.arange(requests, device=request.device)  # [C] request of each cluster
         for _ in range(self.levels):
             sizes = points.weights.new_zeros(len(owner)).index_add_(0, cluster, points.weights)
@@ -75,7 +76,7 @@ class Method(PartitionCompressor):
             parts = parts_of(clusters, self.config.gamma, agents)
             if not bool((parts > 1).any()):
                 break
-            cluster, owner = _split(points, cluster, owner, parts, self.config.iterations)
+            cluster, owner = _split(points, alike, cluster, owner, parts, self.config.iterations)
         return cluster - torch.searchsorted(owner, request)
 
 
@@ -110,38 +111,40 @@ def parts_of(clusters: Clusters, gamma: int, agents: int) -> Tensor:
     sizes, owner = clusters.sizes, clusters.owner
     events = sizes.new_zeros(clusters.requests).index_add_(0, owner, sizes)
     splittable = (clusters.members > 1) & (sizes > gamma)
-    large = splittable & (sizes > (events / agents).ceil()[owner])
+    large = splittable & (sizes > (events / agents).ceil().index_select(0, owner))
     larger_left = torch.bincount(owner[large], minlength=clusters.requests) > 0
-    chosen = torch.where(larger_left[owner], large, splittable)
+    chosen = torch.where(larger_left.index_select(0, owner), large, splittable)
+    at = chosen.nonzero().squeeze(1)
+    # Biggest first; the sort by owner is stable.
+    at = at[torch.argsort(sizes[at], descending=True, stable=True)]
+    at = at[torch.argsort(owner[at], stable=True)]
     # 1e-6: floor must not depend on how a power that is a whole number was rounded.
-    wanted = (sizes.double() ** BRANCH_POWER + 1e-6).floor().to(torch.int64).clamp_min(2)
-    more = torch.where(chosen, torch.minimum(wanted, clusters.members) - 1, 0)
-    order = torch.argsort(sizes, descending=True, stable=True)
-    order = order[torch.argsort(owner[order], stable=True)]
-    # Biggest first: what the clusters before this one, of the same request, have asked for.
-    asked = more[order].cumsum(0) - more[order]
-    asked = asked - asked[torch.searchsorted(owner, owner)]
-    room = agents - torch.bincount(owner, minlength=clusters.requests)[owner]
-    granted = torch.minimum(more[order], (room - asked).clamp_min(0))
-    return torch.empty_like(more).index_copy_(0, order, granted) + 1
+    wanted = (sizes[at].double() ** BRANCH_POWER + 1e-6).floor().to(torch.int64).clamp_min(2)
+    more = torch.minimum(wanted, clusters.members[at]) - 1
+    # What the clusters before this one, of the same request, have asked for.
+    asked = more.cumsum(0) - more
+    request = owner[at]
+    asked = asked - asked[torch.searchsorted(request, request)]
+    room = agents - torch.bincount(owner, minlength=clusters.requests)[request]
+    granted = torch.minimum(more, (room - asked).clamp_min(0))
+    return torch.ones_like(owner).index_copy_(0, at, granted + 1)
 
 
 def _split(
-    points: Points, cluster: Tensor, owner: Tensor, parts: Tensor, iterations: int
+    points: Points, alike: Tensor, cluster: Tensor, owner: Tensor, parts: Tensor, iterations: int
 ) -> tuple[Tensor, Tensor]:
     """Split every cluster into its ``parts``; parts without points are dropped.
 
     Returns:
         [P] new cluster of each point; [C'] owners, ascending.
     """
-    rows = (parts[cluster] > 1).nonzero().squeeze(1)
+    rows = (parts > 1).index_select(0, cluster).nonzero().squeeze(1)
     rows = rows[torch.argsort(cluster[rows], stable=True)]
     divided, members = torch.unique_consecutive(cluster[rows], return_counts=True)
     offsets = torch.nn.functional.pad(members.cumsum(0), (1, 0))
-    vectors, weights = points.vectors.index_select(0, rows), points.weights[rows]
-    part = lloyd(vectors, weights, offsets, parts[divided], iterations)
+    part = lloyd(points.vectors, points.weights, offsets, parts[divided], iterations, rows, alike)
     first = parts.cumsum(0) - parts
-    new = first[cluster].index_add(0, rows, part)
+    new = first.index_select(0, cluster).index_add(0, rows, part)
     owner = torch.repeat_interleave(owner, parts)
     used = torch.bincount(new, minlength=len(owner)) > 0
-    return (used.cumsum(0) - 1)[new], owner[used]
+    return (used.cumsum(0) - 1).index_select(0, new), owner[used]

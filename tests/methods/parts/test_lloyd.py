@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from partitions import plain_lloyd
 from torch import Tensor
+from torch.nn import functional
 
 from hisac_rec.methods.parts import lloyd as module
-from hisac_rec.methods.parts.lloyd import lloyd
+from hisac_rec.methods.parts.lloyd import first_alike, lloyd
 
 
 def draw(sizes: list[int], seed: int, width: int = 3) -> tuple[Tensor, Tensor]:
@@ -92,3 +93,43 @@ def test_points_all_alike_stay_together() -> None:
 def test_no_points() -> None:
     found = lloyd(torch.zeros(0, 2), torch.zeros(0), offsets_of([0, 0]), torch.tensor([0, 0]), 2)
     assert found.tolist() == []
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    sizes=st.lists(st.sampled_from([0, 1, 2, 9]), min_size=1, max_size=4),
+    spare=st.integers(0, 1),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    seed=st.integers(0, 99),
+)
+def test_repeated_points_share_a_cluster(
+    sizes: list[int], spare: int, dtype: torch.dtype, seed: int
+) -> None:
+    """With as many centres as points, or one fewer; whole numbers, so that nothing is rounded."""
+    generator = torch.Generator().manual_seed(seed)
+    vectors = torch.randint(-1, 2, (sum(sizes), 3), generator=generator).to(dtype)
+    vectors = vectors * (1 - 2 * torch.randint(0, 2, (sum(sizes), 1), generator=generator))
+    counts = [max(min(size, 1), size - spare) for size in sizes]
+    ones = torch.ones(len(vectors), dtype=dtype)
+    found = lloyd(vectors, ones, offsets_of(sizes), torch.tensor(counts), 0)
+    assert found.tolist() == plain(vectors, ones, sizes, counts, 0)
+    if not spare:  # iterations change nothing then
+        again = lloyd(vectors, ones, offsets_of(sizes), torch.tensor(counts), 3)
+        assert torch.equal(again, found)
+
+
+def test_first_alike_within_each_group() -> None:
+    vectors = torch.tensor([[1.0, 2], [-1, -2], [1, 2], [0.0, 1], [-0.0, 1], [1, 2], [1, 2]])
+    group = torch.tensor([0, 0, 0, 1, 1, 1, 1])
+    for rows in (vectors, vectors.double(), functional.pad(vectors, (0, 1))):
+        assert first_alike(rows, group).tolist() == [0, 1, 0, 3, 3, 5, 5]
+
+
+def test_points_may_lie_anywhere_among_the_vectors() -> None:
+    sizes, counts = [30, 0, 4, 9], [5, 0, 4, 1]
+    vectors, weights = draw(sizes, 1)
+    expected = lloyd(vectors, weights, offsets_of(sizes), torch.tensor(counts), 2)
+    order = torch.randperm(len(vectors), generator=torch.Generator().manual_seed(2))
+    rows = torch.argsort(order)
+    found = lloyd(vectors[order], weights[order], offsets_of(sizes), torch.tensor(counts), 2, rows)
+    assert torch.equal(found, expected)
