@@ -14,6 +14,10 @@ class TrainConfig(Strict):
 
     epochs: int = Field(default=3, gt=0)
     """Passes over the training split."""
+    max_candidates: int | None = Field(default=None, gt=0)
+    """Stop after about so many training candidates (whole steps), also within a pass; unset:
+    after all passes. The same number for every model is an equal budget of labels, and within
+    the first pass a random sample of the split."""
     seed: int = 0
     """Seeds initial weights, shuffling and dropout."""
     dense_lr: float = Field(default=1e-3, gt=0)

@@ -113,11 +113,12 @@ class Trainer:
         self.window = Window()
         self._metrics_log: MetricsLog | None = None
         self._total = job.data.manifest.splits["train"].candidates
+        self._budget = min(self.config.epochs * self._total, self.config.max_candidates or 1 << 62)
 
     def run(self) -> dict[str, float]:
         """All epochs, with evaluation, checkpoints and early stop."""
         self._metrics_log = MetricsLog(self.folder.root, self.ranks.first)
-        while self.position.epoch < self.config.epochs and not self._should_stop():
+        while self.position.epoch < self.config.epochs and not self._is_over():
             self._epoch()
         return self.metrics_of_best()
 
@@ -148,9 +149,15 @@ class Trainer:
                         break
                 elif save:
                     self._save(is_best=False)
+                if self._is_spent():
+                    break
         pipeline.detach()
         self._log()
         if self._should_stop():
+            return
+        if self._is_spent():
+            if evaluated != self.position.step:
+                self._evaluate()
             return
         self.position = Position(step=self.position.step, epoch=epoch + 1)
         if evaluated != self.position.step:
@@ -170,14 +177,24 @@ class Trainer:
         self.window.fed.append(fed)
         self.optimizers.set_progress(self.position.step, self._progress())
 
+    def _is_over(self) -> bool:
+        return self._should_stop() or self._is_spent()
+
     def _is_due(self, every: int) -> bool:
         """True at every ``every``-th step; never for 0."""
         return every > 0 and self.position.step % every == 0
 
+    def _seen(self) -> int:
+        """Training candidates so far."""
+        return self.position.epoch * self._total + min(self.position.candidates, self._total)
+
+    def _is_spent(self) -> bool:
+        """``max_candidates`` is reached: there may be more data, but not for this training."""
+        return self.config.max_candidates is not None and self._seen() >= self._budget
+
     def _progress(self) -> float:
         """Share of the whole training done, in candidates."""
-        epochs = self.position.epoch + min(1.0, self.position.candidates / max(1, self._total))
-        return epochs / self.config.epochs
+        return self._seen() / max(1, self._budget)
 
     def _log(self) -> None:
         """One line, over all ranks; also where a loss that is not finite is noticed."""
@@ -210,7 +227,7 @@ class Trainer:
             "step %d, epoch %.2f: loss %.4f, %s candidates/s, %s events/s, "
             "%.0f %% waiting for data, %.1f GiB",
             self.position.step,
-            self._progress() * self.config.epochs,
+            self._seen() / max(1, self._total),
             values["loss"],
             f"{values['candidates_per_second']:,.0f}",
             f"{values['events_per_second']:,.0f}",

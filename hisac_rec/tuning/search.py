@@ -133,13 +133,16 @@ def _run_trial(
     metrics: dict[str, float] = {}
     error = ""
     pruned = False
-    last_epoch = search.config({}).train.epochs
+    budget = search.config({}).train
+    whole = data.manifest.splits["train"].candidates
 
     def watch(position: Position, seen: dict[str, float]) -> None:
         stop = False
         value = seen[search.metric]
         if book is not None and math.isfinite(value):
-            stop = book.report(value, last=position.epoch >= last_epoch)
+            seen = position.epoch * whole + position.candidates
+            spent = budget.max_candidates is not None and seen >= budget.max_candidates
+            stop = book.report(value, last=spent or position.epoch >= budget.epochs)
         if _from_first(ranks, stop):
             raise HopelessTrial
 

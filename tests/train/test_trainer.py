@@ -188,6 +188,23 @@ def test_more_epochs_may_be_asked_on_resume(small_data: PreparedData, tmp_path: 
     assert max(logged(tmp_path / "run", "train", "loss")) > 1.5 * steps
 
 
+@pytest.mark.parametrize("passes", [0.4, 1.5])
+def test_a_budget_of_candidates(small_data: PreparedData, tmp_path: Path, passes: float) -> None:
+    """Training ends at the step that spends it, also within a pass, with one evaluation there."""
+    whole = small_data.manifest.splits["train"].candidates
+    budget = int(passes * whole)
+    config = small_config("train.epochs=4", f"train.max_candidates={budget}")
+    seen: list[Position] = []
+    best = train_run(config, small_data, tmp_path / "run", watcher=lambda at, _: seen.append(at))
+    spent = [at.epoch * whole + at.candidates for at in seen]
+    assert budget <= spent[-1] < budget + config.loader.max_candidates
+    assert spent[:-1] == [whole] * int(passes)
+    factors = logged(tmp_path / "run", "train", "learning_rate_factor")
+    assert list(factors.values())[-1] == pytest.approx(config.train.final_lr)
+    again = train_run(config, small_data, tmp_path / "run", resume=True)
+    assert again == best
+
+
 def test_a_watcher_sees_every_evaluation_and_may_end_the_training(
     small_data: PreparedData, tmp_path: Path
 ) -> None:
