@@ -26,7 +26,10 @@ from hisac_rec.methods.parts.blocks import block_size, make_blocks
 from hisac_rec.methods.parts.compressor import Compressor, CompressorConfig
 
 CHUNK_ELEMENTS = 1 << 24
-"""At most about this many attention weights exist at a time (64 MiB in fp32)."""
+"""At most about this many attention weights are kept for the backward pass (64 MiB in fp32)."""
+
+PART_ELEMENTS = 1 << 20
+"""About this many attention weights are worked on at a time: they stay in a core's cache."""
 
 
 class Method(Compressor):
@@ -83,70 +86,69 @@ def cross_attend(
         [R, K, d], float32 at least; zeros for a request without events. O(T K d).
     """
     requests, count = len(offsets) - 1, len(queries)
-    exact = torch.promote_types(values.dtype, torch.float32)
-    total = torch.zeros((requests, heads, count), dtype=exact, device=values.device)
-    result = torch.zeros(
-        (*total.shape, values.shape[1] // heads), dtype=exact, device=values.device
-    )
-    size = block_size(len(keys), requests)
+    # Half a mean history: the padding of last blocks costs more than joining more of them.
+    size = max(16, block_size(len(keys), requests) // 2)
     blocks = make_blocks(offsets, size)
-    chunk = max(1, CHUNK_ELEMENTS // (heads * count * size))
-    query = queries.unflatten(-1, (heads, -1))
-    split = (keys.unflatten(-1, (heads, -1)), values.unflatten(-1, (heads, -1)))
     found = []
+    weights = heads * count * size * len(blocks.request)
+    step = max(1, min(PART_ELEMENTS, CHUNK_ELEMENTS) // (heads * count * size))
+    query = (queries * (queries.shape[1] // heads) ** -0.5).unflatten(-1, (heads, -1))
+    query = query.transpose(0, 1)
     # At least one part: without events the weights still need a gradient, of zeros, or
     # data-parallel training waits for it.
-    for start in range(0, max(1, len(blocks.request)), chunk):
-        given = (
-            query,
-            *split,
-            blocks.index[start : start + chunk],
-            blocks.mask[start : start + chunk],
-        )
-        if len(blocks.request) <= chunk:
+    for start in range(0, max(1, len(blocks.request)), step):
+        part = slice(start, start + step)
+        given = (query, keys, values, blocks.index[part], blocks.mask[part])
+        if weights <= CHUNK_ELEMENTS:
             found.append(_attend_blocks(*given))
         else:
             found.append(
                 checkpoint(_attend_blocks, *given, use_reentrant=False, preserve_rng_state=False)
             )
-    sums, masses, tops = (torch.cat(parts) for parts in zip(*found, strict=True))
+    sums, tops = (torch.cat(parts, dim=1).transpose(0, 1) for parts in zip(*found, strict=True))
     at = blocks.request
-    highest = torch.full_like(total, float("-inf"))
+    highest = tops.new_full((requests, heads, count), float("-inf"))
     highest.scatter_reduce_(0, at[:, None, None].expand_as(tops), tops, "amax")
-    scale = (tops - highest[at]).exp()
-    total = total.index_add(0, at, masses * scale)
-    result = result.index_add(0, at, sums * scale.unsqueeze(-1))
+    scale = (tops - highest.index_select(0, at)).exp()
+    joined = sums.new_zeros((requests, *sums.shape[1:]))
+    joined = joined.index_add(0, at, sums * scale.unsqueeze(2))
     # A request with events has a weight of 1 at its highest score.
-    result = result / total.clamp_min(1).unsqueeze(-1)
-    return result.transpose(1, 2).flatten(2)
+    result = joined[:, :, :-1] / joined[:, :, -1:].clamp_min(1)
+    return result.permute(0, 3, 1, 2).flatten(2)
 
 
 def _attend_blocks(
     query: Tensor, keys: Tensor, values: Tensor, index: Tensor, mask: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:
     """Unnormalised attention within each block.
 
     Args:
-        query: [K, H, c].
-        keys: [T, H, c].
-        values: [T, H, c].
-        index: [n, B] rows.
+        query: [H, K, c], scaled.
+        keys: [T, d].
+        values: [T, d].
+        index: [n, B] rows; a row of the same block where masked.
         mask: [n, B], True where a place holds a row.
 
     Returns:
-        [n, H, K, c] weighted sums, [n, H, K] sums of weights, [n, H, K] highest scores.
+        [H, n, c+1, K] weighted sums, then the sum of weights; [H, n, K] highest scores.
     """
     exact = torch.promote_types(values.dtype, torch.float32)
-    scores = torch.einsum("khc,nbhc->nhkb", query, _take(keys, index)).to(exact)
-    scores = scores * query.shape[-1] ** -0.5
-    scores = scores.masked_fill(~mask[:, None, None, :], float("-inf"))
-    # The result does not depend on what is subtracted, so neither does its gradient.
-    top = scores.detach().amax(-1)
-    weights = (scores - top.unsqueeze(-1)).exp()
-    sums = torch.einsum("nhkb,nbhc->nhkc", weights.to(values.dtype), _take(values, index))
-    return sums.to(exact), weights.sum(-1), top
+    heads = len(query)
+    blocked = _take(keys, index, heads)
+    # One product a head: the queries are the same for all blocks.
+    scores = (blocked.flatten(1, 2) @ query.transpose(1, 2)).to(exact).unflatten(1, index.shape)
+    # The result does not depend on what is subtracted, so neither does its gradient. Masked
+    # places repeat a row, so need no mask here: their values are zeros, and so is their count.
+    top = scores.detach().amax(2)
+    # Not in place: autograd copies the gradient of what was written through a view.
+    weights = (scores - top.unsqueeze(2)).exp_()
+    read = _take(values, index, heads) * mask.unsqueeze(-1)
+    read = torch.cat([read, mask.to(read.dtype).expand(heads, -1, -1).unsqueeze(-1)], dim=-1)
+    # This way round, no product of the backward pass has to turn the weights.
+    return (read.transpose(2, 3) @ weights.to(read.dtype)).to(exact), top
 
 
-def _take(rows: Tensor, index: Tensor) -> Tensor:
-    """[T, H, c] at [n, B] -> [n, B, H, c]."""
-    return rows.index_select(0, index.flatten()).unflatten(0, index.shape)
+def _take(rows: Tensor, index: Tensor, heads: int) -> Tensor:
+    """[T, d] at [n, B] -> [H, n, B, c]."""
+    taken = rows.index_select(0, index.flatten()).unflatten(1, (heads, -1))
+    return taken.transpose(0, 1).contiguous().unflatten(1, index.shape)

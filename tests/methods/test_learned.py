@@ -181,3 +181,17 @@ def test_runs_under_autocast() -> None:
 def test_heads_must_divide_the_width() -> None:
     with pytest.raises(UserError, match=r"history.heads = 3 does not divide tables.dim = 8"):
         Method(CompressorConfig(heads=3), make_shape())
+
+
+def test_parts_of_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights that are kept are worked on in parts that fit a cache."""
+    method = make_method(3)
+    history, _ = make_case([200, 0, 1, 40], [1] * 4, dtype=torch.float64)
+
+    def gradient() -> tuple[Tensor, Tensor]:
+        vectors = method.compress(history).vectors
+        return vectors, torch.autograd.grad(vectors.square().sum(), history.values)[0]
+
+    whole = gradient()
+    monkeypatch.setattr(module, "PART_ELEMENTS", 1)
+    torch.testing.assert_close(gradient(), whole)
