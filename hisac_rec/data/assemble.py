@@ -133,6 +133,7 @@ class BatchAssembler:
             history_features=self._raw_features(history_item),
             candidate_offsets=_tensor(candidate_offsets),
             candidate_codes=_tensor(self._items.codes[candidate_item]),
+            candidate_placed=torch.from_numpy(self._items.placed[candidate_item]),
             candidate_features=self._raw_features(candidate_item),
             owners=owners,
             labels=torch.from_numpy(np.array(labels, dtype=np.float32)),

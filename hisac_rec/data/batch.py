@@ -42,6 +42,8 @@ class RequestBatch(Pipelineable):
     """[R+1] int64: candidates of request r are rows ``offsets[r]:offsets[r+1]`` of N."""
     candidate_codes: Tensor
     """[N, D] int64: semantic-ID codes of the candidates."""
+    candidate_placed: Tensor
+    """[N] bool: whether anything is known of the item that its codes could come from."""
     candidate_features: dict[str, Tensor]
     """Item feature that the method reads raw -> [N] int64 ids."""
     owners: dict[str, Tensor]

@@ -41,12 +41,15 @@ class ItemStore:
         multi: feature -> ragged values.
         codes: [I, D] int32 semantic-ID codes; D = 0 without semantic ids.
         prefixes: level -> [I] int64, the path of the first ``level`` codes as one id.
+        placed: [I] bool, items whose codes come from a semantic vector of their own; the codes
+            of the others, of whom nothing is known, are those of the mean item.
     """
 
     single: dict[str, NDArray[np.int32]]
     multi: dict[str, Ragged]
     codes: NDArray[np.int32]
     prefixes: dict[str, Ints]
+    placed: NDArray[np.bool_]
 
     def column(self, name: str, rows: NDArray[np.integer]) -> NDArray[np.integer]:
         """[n] values of one single-valued column (a feature, ``sid<l>``, ``prefix<l>``)."""
@@ -59,13 +62,19 @@ class ItemStore:
         return self.codes[rows, int(name.removeprefix("sid")) - 1]
 
 
-def load_items(data: PreparedData, spec: InputSpec, codes: NDArray[np.int32] | None) -> ItemStore:
+def load_items(
+    data: PreparedData,
+    spec: InputSpec,
+    codes: NDArray[np.int32] | None,
+    placed: NDArray[np.bool_] | None = None,
+) -> ItemStore:
     """Read what ``spec`` needs of ``items.parquet``.
 
     Args:
         data: the prepared data set.
         spec: what the model looks up.
         codes: [I, D] of the data set's semantic ids, None where there are none.
+        placed: [I] of the semantic ids; None: all are.
 
     Raises:
         UserError: a column is absent, or holds an id beyond its table.
@@ -87,7 +96,9 @@ def load_items(data: PreparedData, spec: InputSpec, codes: NDArray[np.int32] | N
         codes = np.zeros((data.manifest.items, 0), dtype=np.int32)
     nodes = prefix_ids(codes, spec.code_counts)
     prefixes = {f"prefix{level}": column for level, column in enumerate(nodes.T, start=1)}
-    return ItemStore(single, multi, codes, prefixes)
+    if placed is None:
+        placed = np.ones(len(codes), dtype=bool)
+    return ItemStore(single, multi, codes, prefixes, placed)
 
 
 def _checked(

@@ -63,6 +63,8 @@ class Candidates:
     """[N, s] frozen semantic vectors, where the method asked for them."""
     request: Tensor
     """[N] int64: the request of each candidate."""
+    placed: Tensor | None = None
+    """[N] bool: whether the codes come from something known of the item; None: all do."""
     features: dict[str, Tensor] = field(default_factory=dict)
     """Single-valued item features the method asked for, name -> [N] int64 ids."""
 

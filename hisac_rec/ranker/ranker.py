@@ -93,6 +93,7 @@ class DenseRanker(nn.Module):
                     rows, batch.owners, batch.candidate_items, batch.candidate_items.float()
                 ),
                 codes=batch.candidate_codes,
+                placed=batch.candidate_placed,
                 features=batch.candidate_features,
                 vectors=self._of_side(vectors, "candidate"),
                 request=request,

@@ -112,6 +112,7 @@ def fit_semantic_ids(
         codes.numpy(),
         vectors.numpy(),
         [words.numpy() for words in book.levels],
+        items.known,
         data_fingerprint=data.manifest.fingerprint,
         report_json=report.model_dump_json(indent=2),
     )

@@ -1,7 +1,8 @@
 """Semantic IDs on disk: the three files beside a prepared data set, written and read.
 
 ``semantic_ids.parquet`` holds, for row i = item i (row 0, the unknown item, included), the
-item's path of codes and the vector that was quantised; ``codebook.parquet`` the code words
+item's path of codes, the vector that was quantised, and whether anything was known of the
+item that a vector could come from; ``codebook.parquet`` the code words
 (level and code count from 0); ``semantic_ids.json`` the quality report. All three carry the
 fingerprint of the fit, so that files of two fits are never read together.
 
@@ -52,8 +53,11 @@ class Semantics:
     """[I, d]: the frozen semantic vector e_i, in the space of the code words."""
     codebook: list[NDArray[np.float32]]
     """D arrays [C_l, d]: the code words; a path stands for the sum of its code words."""
+    known: NDArray[np.bool_]
+    """[I]: whether the item has a vector of its own; the others stand at the mean of all, and
+    their codes mean nothing."""
     fingerprint: str = ""
-    """Hex digest over codes, vectors and code words: which fit a checkpoint was made on."""
+    """Hex digest over all of this: which fit a checkpoint was made on."""
 
     @property
     def code_counts(self) -> list[int]:
@@ -94,6 +98,7 @@ def save_semantics(
     codes: NDArray[np.int32],
     vectors: Array,
     codebook: Sequence[Array],
+    known: NDArray[np.bool_],
     *,
     data_fingerprint: str,
     report_json: str,
@@ -105,6 +110,7 @@ def save_semantics(
         codes: [I, D].
         vectors: [I, d], float16 or float32.
         codebook: D arrays [C_l, d].
+        known: [I] items with a vector of their own.
         data_fingerprint: ``manifest.fingerprint`` of the data.
         report_json: the contents of ``semantic_ids.json``.
 
@@ -112,13 +118,14 @@ def save_semantics(
         the fingerprint of this fit.
     """
     words = [np.ascontiguousarray(level, dtype=np.float32) for level in codebook]
-    fingerprint = fit_fingerprint(codes, vectors, words)
+    fingerprint = fit_fingerprint(codes, vectors, words, known)
     metadata = {FIT_KEY: fingerprint.encode(), DATA_KEY: data_fingerprint.encode()}
     ids = pa.table(
         {
             "item": pa.array(np.arange(len(codes), dtype=np.int32)),
             "codes": _fixed_size_list(codes.astype(np.int32, copy=False)),
             "vector": _fixed_size_list(vectors),
+            "known": pa.array(known),
         }
     ).replace_schema_metadata(metadata)
     rows = np.concatenate(words)
@@ -182,13 +189,18 @@ def load_semantics(data: PreparedData) -> Semantics:
                 f"{ids_path}: row {wrong[0]}: code {column[wrong[0]]} at level {level}, "
                 f"the codebook has 0 to {len(words) - 1}; {mend}"
             )
-    return Semantics(codes, vectors, codebook, fit)
+    if "known" not in ids.column_names or ids.column("known").null_count:
+        raise UserError(f"{ids_path}: column 'known' is absent or has empty rows; {mend}")
+    known = ids.column("known").to_numpy()
+    return Semantics(codes, vectors, codebook, known, fit)
 
 
-def fit_fingerprint(codes: Array, vectors: Array, codebook: Sequence[Array]) -> str:
+def fit_fingerprint(
+    codes: Array, vectors: Array, codebook: Sequence[Array], known: NDArray[np.bool_]
+) -> str:
     """Hex digest that names one fit; O(bytes)."""
     digest = hashlib.sha256()
-    for array in (codes, vectors, *codebook):
+    for array in (codes, vectors, *codebook, known):
         digest.update(f"{array.dtype}{array.shape}".encode())
         digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()[:16]

@@ -64,7 +64,8 @@ def open_job(config: ModelConfig, data: PreparedData) -> Job:
     semantics = optional_semantics(data)
     schema = ranker_schema(config, data, semantics)
     codes = semantics.codes if semantics else None
-    return Job(config, data, semantics, schema, load_items(data, schema.spec, codes))
+    known = semantics.known if semantics else None
+    return Job(config, data, semantics, schema, load_items(data, schema.spec, codes, known))
 
 
 def pooling_factors(spec: InputSpec, data: PreparedData) -> dict[str, float]:

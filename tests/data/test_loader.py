@@ -59,7 +59,12 @@ def make_world(root: Path, inputs: InputConfig, rows: dict[str, Any] | None = No
     rng = np.random.default_rng(5)
     codes = np.stack([rng.integers(0, c, ITEMS) for c in CODES], 1).astype(np.int32)
     spec = build_input_spec(inputs, data.manifest, CODES)
-    return World(data, spec, load_items(data, spec, codes), codes)
+    return World(data, spec, load_items(data, spec, codes, placed(ITEMS)), codes)
+
+
+def placed(items: int) -> NDArray[np.bool_]:
+    """Every third item is one of whom nothing is known."""
+    return np.arange(items) % 3 > 0
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +147,7 @@ def test_contents_equal_a_plain_reading(world: World, seed: int | None) -> None:
             of = slice(candidates[r], candidates[r + 1])
             assert batch.labels[of].tolist() == want["labels"]
             assert batch.candidate_items[of].tolist() == want["items"]
+            assert batch.candidate_placed[of].tolist() == [i % 3 > 0 for i in want["items"]]
             for side, ids, first, codes in (
                 ("history", want["history"], events[r], batch.history_codes[at]),
                 ("candidate", want["items"], candidates[r], batch.candidate_codes[of]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -150,6 +151,21 @@ def test_semantics_find_an_agent_that_embeddings_do_not() -> None:
     with torch.no_grad():
         method.semantic_gain.zero_()
     assert method.read(memory, blind).std(0).max() < 1e-12
+
+
+def test_a_candidate_of_whom_nothing_is_known_has_no_place() -> None:
+    """Its codes are those of the mean item: they must not decide anything."""
+    method = make_method(keep=[4, 6])
+    history, candidates = make_case([40, 3], [5, 2], dtype=torch.float64)
+    memory = method.compress(history)
+    placed = torch.tensor([True, False, True, True, False, False, True])
+    elsewhere = torch.where(placed.unsqueeze(1), candidates.codes, 0)
+    found = method.read(memory, replace(candidates, placed=placed))
+    moved = method.read(memory, replace(candidates, codes=elsewhere, placed=placed))
+    torch.testing.assert_close(found, moved, rtol=0, atol=0)
+    known = method.read(memory, candidates)
+    torch.testing.assert_close(found[placed], known[placed])
+    assert (found[~placed, 0] - known[~placed, 0]).abs().amax(1).min() > 1e-6
 
 
 def test_routed_vectors_are_exact_enough_in_fp32() -> None:

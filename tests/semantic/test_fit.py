@@ -160,8 +160,10 @@ def test_an_unseen_item_gets_the_codes_of_its_content(data: PreparedData) -> Non
 
 def test_items_of_which_nothing_is_known_stand_at_the_mean(data: PreparedData) -> None:
     report = fit(data, "source=collaborative", "dim=6", "vector_dtype=float32")
-    vectors = load_semantics(data).vectors
+    semantics = load_semantics(data)
+    vectors = semantics.vectors
     assert report.items_without_vector == GROUPS
+    assert np.flatnonzero(~semantics.known).tolist() == [0, *range(ITEMS - GROUPS, ITEMS)]
     mean = vectors[1 : ITEMS - GROUPS].mean(0)
     np.testing.assert_allclose(
         vectors[[0, *range(ITEMS - GROUPS, ITEMS)]], np.tile(mean, (1 + GROUPS, 1)), atol=1e-5

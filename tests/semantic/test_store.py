@@ -17,11 +17,12 @@ COUNTS = [4, 3]
 
 
 @pytest.fixture
-def arrays() -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
+def arrays() -> tuple[np.ndarray, np.ndarray, list[np.ndarray], np.ndarray]:
     rng = np.random.default_rng(0)
     codes = np.stack([rng.integers(0, n, ITEMS) for n in COUNTS], axis=1).astype(np.int32)
     vectors = rng.normal(size=(ITEMS, WIDTH)).astype(np.float16)
-    return codes, vectors, [rng.normal(size=(n, WIDTH)).astype(np.float32) for n in COUNTS]
+    words = [rng.normal(size=(n, WIDTH)).astype(np.float32) for n in COUNTS]
+    return codes, vectors, words, rng.random(ITEMS) < 0.8
 
 
 @pytest.fixture
@@ -41,7 +42,8 @@ def save(data: PreparedData, arrays: tuple, fingerprint: str | None = None) -> s
 def test_what_is_saved_is_loaded(data: PreparedData, arrays: tuple) -> None:
     fit = save(data, arrays)
     semantics = load_semantics(data)
-    codes, vectors, codebook = arrays
+    codes, vectors, codebook, known = arrays
+    np.testing.assert_array_equal(semantics.known, known)
     np.testing.assert_array_equal(semantics.codes, codes)
     np.testing.assert_array_equal(semantics.vectors, vectors)
     assert semantics.vectors.dtype == np.float16
@@ -71,13 +73,14 @@ def test_prefixes_number_the_tree() -> None:
 
 def test_a_failed_write_leaves_nothing(data: PreparedData, arrays: tuple) -> None:
     first = save(data, arrays)
-    codes, vectors, codebook = arrays
+    codes, vectors, codebook, known = arrays
     with pytest.raises(TypeError):
         save_semantics(
             data.root,
             codes[::-1],
             vectors,
             codebook,
+            known,
             data_fingerprint="x",
             report_json=None,  # type: ignore[arg-type]
         )
@@ -90,6 +93,14 @@ def test_not_fitted_says_what_to_run(data: PreparedData) -> None:
         load_semantics(data)
 
 
+def test_the_older_form_is_refused(data: PreparedData, arrays: tuple) -> None:
+    save(data, arrays)
+    path = data.root / "semantic_ids.parquet"
+    pq.write_table(pq.read_table(path).drop_columns("known"), path)
+    with pytest.raises(UserError, match=r"semantic_ids.parquet: column 'known' is absent.*--force"):
+        load_semantics(data)
+
+
 def test_other_data_is_refused(data: PreparedData, arrays: tuple) -> None:
     save(data, arrays, fingerprint="something else")
     with pytest.raises(UserError, match=r"another version of this data.*--force"):
@@ -99,24 +110,24 @@ def test_other_data_is_refused(data: PreparedData, arrays: tuple) -> None:
 def test_files_of_two_fits_are_refused(data: PreparedData, arrays: tuple) -> None:
     save(data, arrays)
     kept = (data.root / "codebook.parquet").read_bytes()
-    codes, vectors, codebook = arrays
-    save(data, (codes, vectors, [words + 1 for words in codebook]))
+    codes, vectors, codebook, known = arrays
+    save(data, (codes, vectors, [words + 1 for words in codebook], known))
     (data.root / "codebook.parquet").write_bytes(kept)
     with pytest.raises(UserError, match=r"codebook\.parquet: comes from another fit"):
         load_semantics(data)
 
 
 def test_a_code_outside_the_codebook_names_the_row(data: PreparedData, arrays: tuple) -> None:
-    codes, vectors, codebook = arrays
+    codes, vectors, codebook, known = arrays
     codes[7, 1] = 3
-    save(data, (codes, vectors, codebook))
+    save(data, (codes, vectors, codebook, known))
     with pytest.raises(UserError, match="row 7: code 3 at level 1, the codebook has 0 to 2"):
         load_semantics(data)
 
 
 def test_wrong_number_of_items(data: PreparedData, arrays: tuple) -> None:
-    codes, vectors, codebook = arrays
-    save(data, (codes[:-1], vectors[:-1], codebook))
+    codes, vectors, codebook, known = arrays
+    save(data, (codes[:-1], vectors[:-1], codebook, known[:-1]))
     with pytest.raises(UserError, match="49 rows, but the data has 50 items"):
         load_semantics(data)
 

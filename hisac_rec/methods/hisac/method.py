@@ -186,6 +186,8 @@ class HiSAC(HistoryMethod):
         if self.config.path_votes == "off":
             return interests
         features = path_vote_features(memory, candidates, self.code_counts)
+        if candidates.placed is not None:  # the votes of a place that means nothing
+            features = features * candidates.placed.unsqueeze(1)
         strength = self.strength(features.to(interests.dtype)).unsqueeze(1)
         attended, rest = interests[:, :1], interests[:, 1:]
         gated = self.config.path_votes == "gate"
@@ -196,6 +198,8 @@ class HiSAC(HistoryMethod):
         """Cosines of the candidates' and the agents' semantic vectors. O(N s C + R K D^2)."""
         wanted = path_vectors(path_numbers(candidates.codes, self.code_counts), self.codebook)
         wanted = nn.functional.normalize(wanted, dim=-1)
+        if candidates.placed is not None:  # like nothing: the embeddings alone decide
+            wanted = wanted * candidates.placed.unsqueeze(1)
         words = torch.cat(self.codebook)  # [C, s]
         at = path_words(memory.path.clamp_min(0), self.code_counts)
         gram = words @ words.T

@@ -29,8 +29,8 @@ backward pass computes them again."""
 _LARGEST_BLOCK = 64
 _NEVER = 1 << 30
 """A position that no query reaches."""
-_NOTHING = -1e4
-"""SiLU of this is zero, and so is its slope."""
+HIDDEN = -1e4
+"""What a bias adds to hide a key: SiLU of this is zero, and so is its slope."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,8 @@ class Attending:
 
 Bias = Callable[[Pairs, Tensor], Tensor]
 """Of pairs and their :meth:`Pairs.distance`: what is added to the scores of all heads,
-[P, B, B]."""
+[P, B, B]; HIDDEN where the distance is not above zero. Hidden by the bias, which all heads
+share: cheaper than by masking the weights."""
 
 
 def make_pairs(queries: Rows, keys: Rows) -> Pairs:
@@ -186,9 +187,7 @@ def pointwise_attention(given: Attending, pairs: Pairs, bias: Bias, own_bias: Te
     """
 
     def mix(query: Tensor, key: Tensor, value: Tensor, part: Pairs) -> Tensor:
-        distance = part.distance()
-        # Hidden by the bias, which all heads share: cheaper than by masking the weights.
-        added = bias(part, distance).masked_fill(distance <= 0, _NOTHING)
+        added = bias(part, part.distance())
         scores = _products(query, key, part).add_(added.unsqueeze(1))
         return _mixed(nn.functional.silu(scores), value, part)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hisac_rec.methods.parts import jagged_attention
 from hisac_rec.methods.parts.jagged_attention import (
+    HIDDEN,
     Attending,
     Pairs,
     Rows,
@@ -81,7 +82,7 @@ def in_pairs(case: Case, *, softmax: bool) -> Tensor:
         return softmax_attention(given, pairs)
 
     def bias(_: Pairs, distance: Tensor) -> Tensor:
-        return 0.1 * distance.double()
+        return (0.1 * distance.double()).masked_fill(distance <= 0, HIDDEN)
 
     return pointwise_attention(given, pairs, bias, OWN_BIAS)
 
