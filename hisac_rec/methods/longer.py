@@ -273,10 +273,9 @@ class Block(nn.Module):
         weight = torch.cat([layer.weight for layer in (self.query, self.key, self.value)])
         projected = nn.functional.linear(self.norm(tokens), weight)
         query, key, value = projected.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        # Many groups of a few places: a fused kernel costs more to start than it saves.
-        scores = (query * query.shape[-1] ** -0.5) @ key.transpose(2, 3)
-        hidden = ~filled[:, None, None, :]
-        attended = scores.masked_fill(hidden, float("-inf")).softmax(-1).to(value.dtype) @ value
+        attended = nn.functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=filled[:, None, None, :]
+        )
         return self._finish(tokens, attended.transpose(1, 2).flatten(2))
 
     def _split(self, rows: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hisac_rec.errors import UserError
 from hisac_rec.methods.base import Candidates, History
-from hisac_rec.methods.hstu import HSTUConfig, Method
+from hisac_rec.methods.hstu import HSTUConfig, Method, Unit
 
 
 def make_method(dtype: torch.dtype = torch.float64, **keys: Any) -> Method:
@@ -169,3 +169,11 @@ def test_parameters_are_as_many_as_documented() -> None:
 def test_heads_must_divide() -> None:
     with pytest.raises(UserError, match=r"history.heads = 3 does not divide tables.dim = 8"):
         make_method(heads=3)
+
+
+def test_values_and_keys_alone_are_those_of_the_split() -> None:
+    torch.manual_seed(0)
+    unit = Unit(8, 2, 4)
+    tokens = torch.randn(5, 8)
+    _, value, _, key = unit.split(tokens)
+    torch.testing.assert_close(unit.values_keys(tokens), (value, key))

@@ -26,7 +26,9 @@ CHUNK_ELEMENTS = 1 << 24
 """At most about this many scores exist at a time (64 MiB in fp32); where there are more, the
 backward pass computes them again."""
 
-_LARGEST_BLOCK = 64
+LARGEST_BLOCK = {"cpu": 32}
+"""Rows a block, at most, by type of device; smaller blocks pad less, larger ones launch less."""
+_LARGEST_ELSEWHERE = 64
 _NEVER = 1 << 30
 """A position that no query reaches."""
 HIDDEN = -1e4
@@ -243,7 +245,8 @@ def _mixed(weights: Tensor, value: Tensor, part: Pairs) -> Tensor:
 
 
 def _cut(rows: Rows) -> Blocks:
-    size = block_size(len(rows.position), len(rows.offsets) - 1, smallest=4, largest=_LARGEST_BLOCK)
+    largest = LARGEST_BLOCK.get(rows.offsets.device.type, _LARGEST_ELSEWHERE)
+    size = block_size(len(rows.position), len(rows.offsets) - 1, smallest=4, largest=largest)
     return make_blocks(rows.offsets, size)
 
 
