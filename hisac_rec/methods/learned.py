@@ -94,16 +94,21 @@ def cross_attend(
     step = max(1, min(PART_ELEMENTS, CHUNK_ELEMENTS) // (heads * count * size))
     query = (queries * (queries.shape[1] // heads) ** -0.5).unflatten(-1, (heads, -1))
     query = query.transpose(0, 1)
-    # At least one part: without events the weights still need a gradient, of zeros, or
+    # Gathered once and split: the gradient of a part is then as small as the part. There is
+    # one part at least: without events the weights still need a gradient, of zeros, or
     # data-parallel training waits for it.
-    for start in range(0, max(1, len(blocks.request)), step):
-        part = slice(start, start + step)
-        given = (query, keys, values, blocks.index[part], blocks.mask[part])
+    blocked = (_take(rows, blocks.index, heads).split(step, 1) for rows in (keys, values))
+    for key, value, mask in zip(*blocked, blocks.mask.split(step), strict=True):
         if weights <= CHUNK_ELEMENTS:
-            found.append(_attend_blocks(*given))
+            found.append(_attend_blocks(query, key, value, mask))
         else:
             found.append(
-                checkpoint(_attend_blocks, *given, use_reentrant=False, preserve_rng_state=False)
+                checkpoint(
+                    _attend_blocks,
+                    *(query, key, value, mask),
+                    use_reentrant=False,
+                    preserve_rng_state=False,
+                )
             )
     sums, tops = (torch.cat(parts, dim=1).transpose(0, 1) for parts in zip(*found, strict=True))
     at = blocks.request
@@ -118,32 +123,29 @@ def cross_attend(
 
 
 def _attend_blocks(
-    query: Tensor, keys: Tensor, values: Tensor, index: Tensor, mask: Tensor
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Unnormalised attention within each block.
 
     Args:
         query: [H, K, c], scaled.
-        keys: [T, d].
-        values: [T, d].
-        index: [n, B] rows; a row of the same block where masked.
+        key: [H, n, B, c]; repeats a row of the same block where masked.
+        value: [H, n, B, c].
         mask: [n, B], True where a place holds a row.
 
     Returns:
         [H, n, c+1, K] weighted sums, then the sum of weights; [H, n, K] highest scores.
     """
-    exact = torch.promote_types(values.dtype, torch.float32)
-    heads = len(query)
-    blocked = _take(keys, index, heads)
+    exact = torch.promote_types(value.dtype, torch.float32)
     # One product a head: the queries are the same for all blocks.
-    scores = (blocked.flatten(1, 2) @ query.transpose(1, 2)).to(exact).unflatten(1, index.shape)
+    scores = (key.flatten(1, 2) @ query.transpose(1, 2)).to(exact).unflatten(1, mask.shape)
     # The result does not depend on what is subtracted, so neither does its gradient. Masked
     # places repeat a row, so need no mask here: their values are zeros, and so is their count.
     top = scores.detach().amax(2)
     # Not in place: autograd copies the gradient of what was written through a view.
     weights = (scores - top.unsqueeze(2)).exp_()
-    read = _take(values, index, heads) * mask.unsqueeze(-1)
-    read = torch.cat([read, mask.to(read.dtype).expand(heads, -1, -1).unsqueeze(-1)], dim=-1)
+    ones = mask.to(value.dtype).expand(len(value), -1, -1).unsqueeze(-1)
+    read = torch.cat([value * mask.unsqueeze(-1), ones], dim=-1)
     # This way round, no product of the backward pass has to turn the weights.
     return (read.transpose(2, 3) @ weights.to(read.dtype)).to(exact), top
 
