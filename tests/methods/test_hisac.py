@@ -16,8 +16,9 @@ from torch import Tensor
 from hisac_rec.config import validate
 from hisac_rec.errors import UserError
 from hisac_rec.methods.base import History, MethodShape
-from hisac_rec.methods.hisac.method import HiSAC, HiSACConfig, path_vote_features
+from hisac_rec.methods.hisac.method import HiSAC, HiSACConfig
 from hisac_rec.methods.hisac.reference import path_vector, route, vote
+from hisac_rec.methods.hisac.strength import path_vote_features, vote_tiers
 from hisac_rec.methods.parts.agents import log_weights
 
 
@@ -166,6 +167,36 @@ def test_a_candidate_of_whom_nothing_is_known_has_no_place() -> None:
     known = method.read(memory, candidates)
     torch.testing.assert_close(found[placed], known[placed])
     assert (found[~placed, 0] - known[~placed, 0]).abs().amax(1).min() > 1e-6
+
+
+@pytest.mark.parametrize("place", ["codes", "vectors"])
+def test_votes_by_likeness(place: str) -> None:
+    """Counted one by one: each agent's votes in the tier of its cosine with the candidate."""
+    tiers = 5
+    method = make_method(keep=[4, 6], tiers=tiers, candidate_semantics=place)
+    history, candidates = make_case([40, 0, 3], [5, 2, 4], dtype=torch.float64)
+    memory = method.compress(history)
+    found = vote_tiers(memory, candidates, method._kinship(memory, candidates), tiers)
+    words = [level.tolist() for level in method.codebook]
+    for row, request in enumerate(candidates.request.tolist()):
+        wanted = candidates.vectors[row]
+        if place == "codes":
+            path = tuple(candidates.codes[row].tolist())
+            wanted = torch.tensor(path_vector(path, words), dtype=torch.float64)
+        counts = [0.0] * tiers
+        for path, votes in zip(memory.path[request], memory.events[request], strict=True):
+            if path < 0:
+                continue
+            agent = path_vector(divmod(int(path), CODES[1]), words)
+            cosine = torch.nn.functional.cosine_similarity(wanted, torch.tensor(agent).double(), 0)
+            counts[min(tiers - 1, int((float(cosine) + 1) / 2 * tiers))] += float(votes)
+        total = max(1.0, sum(counts))
+        expected = [math.log1p(c) for c in counts] + [c / total for c in counts]
+        assert found[row].tolist() == pytest.approx(expected)
+    assert method.read(memory, candidates).shape == (11, 3, DIM)
+    assert method.interests == 3
+    sides = HiSAC.vector_sides(method.config)
+    assert sides == (("candidate",) if place == "vectors" else ())
 
 
 def test_routed_vectors_are_exact_enough_in_fp32() -> None:

@@ -6,7 +6,6 @@ s semantic width, D levels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any, ClassVar, Literal
@@ -21,6 +20,7 @@ from hisac_rec.errors import UserError
 from hisac_rec.methods.base import Candidates, History, HistoryMethod, MethodShape, request_of_rows
 from hisac_rec.methods.hisac.leaf_routing import leaf_geometry, route_leaves
 from hisac_rec.methods.hisac.routing import Frozen, Routing, route_with_mass
+from hisac_rec.methods.hisac.strength import VOTE_FEATURES, path_vote_features, vote_tiers
 from hisac_rec.methods.hisac.voting import (
     VOTE_UNIT,
     Agents,
@@ -35,9 +35,6 @@ from hisac_rec.methods.hisac.voting import (
 )
 from hisac_rec.methods.parts.agents import AgentMemory, AgentReader, ReaderConfig
 from hisac_rec.methods.parts.attention import Kinship
-
-VOTE_FEATURES = 2
-"""Numbers per level that tell a candidate's strength: log votes and share of votes."""
 
 MOST_PATHS = 1 << 43
 """Paths of codes that can be told apart: each request's have numbers of their own, and those
@@ -74,6 +71,13 @@ class HiSACConfig(ReaderConfig):
     learned multiple, per head, of the cosine between the candidate's and the agent's semantic
     vectors is added to the scores. Not in the paper; a candidate never seen in training still
     finds its interest."""
+    candidate_semantics: Literal["codes", "vectors"] = "codes"
+    """Where a candidate stands for ``semantic_attention`` and ``tiers``: "codes" rebuilds its
+    vector from its semantic ID, "vectors" looks up its own frozen one, once a candidate."""
+    tiers: int = Field(default=0, ge=0, le=1000)
+    """Tell the ranker how much of the history is how much like the candidate: votes by the
+    cosine of the agents they lie on, in so many tiers of equal width over -1..1, as one more
+    interest vector (SimTier, arXiv 2407.19467, on agents instead of events); 0: off."""
     path_votes: Literal["gate", "add", "off"] = "gate"
     """Tell the ranker how strong the candidate's own interest is, by the agents' votes along
     the candidate's semantic-ID path, per level: a small network of them scales the attended
@@ -142,15 +146,20 @@ class HiSAC(HistoryMethod):
         self.interests = self.reader.interests
         if config.semantic_attention:
             self.semantic_gain = nn.Parameter(torch.ones(config.heads))
-        if config.path_votes != "off":
-            features = VOTE_FEATURES * len(self.code_counts)
-            self.strength = nn.Sequential(
-                nn.Linear(features, shape.dim), nn.ReLU(), nn.Linear(shape.dim, shape.dim)
-            )
+        told = VOTE_FEATURES * len(self.code_counts) * int(config.path_votes != "off")
+        if told:
+            self.strength = _two_layers(told, shape.dim)
+        if config.tiers:
+            self.interests += 1
+            self.likeness = _two_layers(told + VOTE_FEATURES * config.tiers, shape.dim)
 
     @classmethod
     def vector_sides(cls, config: HiSACConfig) -> tuple[Side, ...]:
-        return ("history",) if config.semantics == "vectors" else ()
+        sides: tuple[Side, ...] = ("history",) if config.semantics == "vectors" else ()
+        looked_at = config.semantic_attention or config.tiers
+        if config.candidate_semantics == "vectors" and looked_at:
+            sides += ("candidate",)
+        return sides
 
     @property
     def codebook(self) -> list[Tensor]:
@@ -181,22 +190,33 @@ class HiSAC(HistoryMethod):
 
     def read(self, memory: InterestMemory, candidates: Candidates) -> Tensor:
         """[N, V, d]: target attention over the agents; their mean beside it."""
-        kinship = self._kinship(memory, candidates) if self.config.semantic_attention else None
-        interests = self.reader(memory, candidates, kinship)
-        if self.config.path_votes == "off":
-            return interests
-        features = path_vote_features(memory, candidates, self.code_counts)
-        if candidates.placed is not None:  # the votes of a place that means nothing
-            features = features * candidates.placed.unsqueeze(1)
-        strength = self.strength(features.to(interests.dtype)).unsqueeze(1)
-        attended, rest = interests[:, :1], interests[:, 1:]
-        gated = self.config.path_votes == "gate"
-        attended = attended * (1 + strength) if gated else attended + strength
-        return torch.cat([attended, rest], dim=1)
+        config = self.config
+        kinship = None
+        if config.semantic_attention or config.tiers:
+            kinship = self._kinship(memory, candidates)
+        interests = self.reader(memory, candidates, kinship if config.semantic_attention else None)
+        told: list[Tensor] = []
+        if config.path_votes != "off":
+            told.append(path_vote_features(memory, candidates, self.code_counts))
+            strength = self.strength(told[0].to(interests.dtype)).unsqueeze(1)
+            attended, rest = interests[:, :1], interests[:, 1:]
+            gated = config.path_votes == "gate"
+            attended = attended * (1 + strength) if gated else attended + strength
+            interests = torch.cat([attended, rest], dim=1)
+        if config.tiers and kinship is not None:
+            told.append(vote_tiers(memory, candidates, kinship, config.tiers))
+            likeness = self.likeness(torch.cat(told, dim=1).to(interests.dtype))
+            interests = torch.cat([interests, likeness.unsqueeze(1)], dim=1)
+        return interests
 
     def _kinship(self, memory: InterestMemory, candidates: Candidates) -> Kinship:
         """Cosines of the candidates' and the agents' semantic vectors. O(N s C + R K D^2)."""
-        wanted = path_vectors(path_numbers(candidates.codes, self.code_counts), self.codebook)
+        if self.config.candidate_semantics == "vectors":
+            if candidates.vectors is None:
+                raise ValueError("candidate_semantics = 'vectors' needs Candidates.vectors")
+            wanted = candidates.vectors.to(self.codebook[0].dtype)
+        else:
+            wanted = path_vectors(path_numbers(candidates.codes, self.code_counts), self.codebook)
         wanted = nn.functional.normalize(wanted, dim=-1)
         if candidates.placed is not None:  # like nothing: the embeddings alone decide
             wanted = wanted * candidates.placed.unsqueeze(1)
@@ -205,7 +225,8 @@ class HiSAC(HistoryMethod):
         gram = words @ words.T
         squares = gram[at.unsqueeze(-1), at.unsqueeze(-2)].sum((-1, -2))
         scale = squares.clamp_min(torch.finfo(squares.dtype).tiny).rsqrt() * memory.filled
-        return Kinship(wanted @ words.T, at, scale, self.semantic_gain)
+        gain = self.semantic_gain if self.config.semantic_attention else scale.new_zeros(1)
+        return Kinship(wanted @ words.T, at, scale, gain)
 
     def _route(
         self, history: History, leaves: Leaves, agents: Agents, slot: Tensor, filled: Tensor
@@ -242,35 +263,6 @@ class HiSAC(HistoryMethod):
         return route_with_mass(sums, Frozen(queries, leaf_vectors, leaves.events, offsets, *how))
 
 
-def path_vote_features(
-    memory: InterestMemory, candidates: Candidates, code_counts: Sequence[int]
-) -> Tensor:
-    """Strength of the candidate's own interest, from what a cache holds.
-
-    For each level: log(1 + votes) of the agents below the candidate's node, and their share
-    of all agents' votes.
-
-    Args:
-        memory: of :meth:`HiSAC.compress`.
-        candidates: their codes are read.
-        code_counts: C_1..C_D.
-
-    Returns:
-        [N, 2 D] float32. O(N K D) integer operations.
-    """
-    agents = memory.path[candidates.request]
-    votes = memory.events[candidates.request]
-    total = votes.sum(1).clamp_min(1)
-    node = path_numbers(candidates.codes, code_counts)
-    features = []
-    for count in reversed(code_counts):
-        here = torch.where(agents == node.unsqueeze(1), votes, 0).sum(1)
-        features += [here.log1p(), here / total]
-        # Floor division keeps the -1 of unfilled slots negative: it never matches a node.
-        agents, node = agents.div(count, rounding_mode="floor"), node // count
-    return torch.stack(features, dim=1)
-
-
 def _spread(
     values: Tensor, agents: Agents, slot: Tensor, filled: Tensor, *, empty: float
 ) -> Tensor:
@@ -285,3 +277,7 @@ def _slots(rows: Tensor, agents: Agents, slot: Tensor, filled: Tensor) -> Tensor
     at = agents.request * filled.shape[1] + slot
     dense = rows.new_zeros((filled.numel(), rows.shape[1]))
     return dense.index_copy(0, at, rows).unflatten(0, filled.shape)
+
+
+def _two_layers(inputs: int, dim: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(inputs, dim), nn.ReLU(), nn.Linear(dim, dim))

@@ -51,6 +51,16 @@ class Kinship:
             similarity = functional.pad(similarity * scale, (0, 1))
         return self.gain[:, None, None] * similarity.unsqueeze(1)
 
+    @torch.no_grad()
+    def cosines(self, request: Tensor) -> Tensor:
+        """[N, K] similarity of each candidate with the slots of its request; 0 where unfilled.
+
+        ``request`` [N] int64. O(N K D).
+        """
+        at = self.words[request]
+        near = self.products.gather(1, at.flatten(1)).view(at.shape).sum(-1)
+        return near * self.scale[request]
+
 
 class CandidateAttention(nn.Module):
     """softmax(q k / sqrt(d/H) + bias) v, with one learned null slot.

@@ -1,0 +1,88 @@
+"""How strong a candidate's interest is, read from what a cache holds: votes, not averages.
+
+Routed vectors are averages and forget how many events stand behind them. Votes along the
+candidate's own path count what lies on its branch; votes by likeness count what lies near it,
+on whatever branch. Neither has a gradient.
+
+Legend: N candidates, K agent slots, D levels, B tiers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from hisac_rec.methods.base import Candidates
+from hisac_rec.methods.hisac.voting import path_numbers
+from hisac_rec.methods.parts.attention import Kinship
+from hisac_rec.methods.parts.tiers import tier_of
+
+if TYPE_CHECKING:
+    from hisac_rec.methods.hisac.method import InterestMemory
+
+VOTE_FEATURES = 2
+"""Numbers per level or tier that tell a candidate's strength: log votes and share of votes."""
+
+
+def path_vote_features(
+    memory: InterestMemory, candidates: Candidates, code_counts: Sequence[int]
+) -> Tensor:
+    """Strength of the candidate's own interest, from what a cache holds.
+
+    For each level: log(1 + votes) of the agents below the candidate's node, and their share
+    of all agents' votes.
+
+    Args:
+        memory: of :meth:`HiSAC.compress`.
+        candidates: their codes are read.
+        code_counts: C_1..C_D.
+
+    Returns:
+        [N, 2 D] float32; zeros for a candidate of whom nothing is known. O(N K D) integer
+        operations.
+    """
+    agents = memory.path[candidates.request]
+    votes = memory.events[candidates.request]
+    total = votes.sum(1).clamp_min(1)
+    node = path_numbers(candidates.codes, code_counts)
+    features = []
+    for count in reversed(code_counts):
+        here = torch.where(agents == node.unsqueeze(1), votes, 0).sum(1)
+        features += [here.log1p(), here / total]
+        # Floor division keeps the -1 of unfilled slots negative: it never matches a node.
+        agents, node = agents.div(count, rounding_mode="floor"), node // count
+    return _of_placed(torch.stack(features, dim=1), candidates)
+
+
+@torch.no_grad()
+def vote_tiers(
+    memory: InterestMemory, candidates: Candidates, kinship: Kinship, tiers: int
+) -> Tensor:
+    """How many votes lie how near the candidate, from what a cache holds.
+
+    Args:
+        memory: of :meth:`HiSAC.compress`.
+        candidates: whose.
+        kinship: cosines of candidates and agents.
+        tiers: B, of equal width over -1..1.
+
+    Returns:
+        [N, 2 B] float32: log(1 + votes) of each tier, then its share of all votes; zeros for
+        a candidate of whom nothing is known. O(N K D).
+    """
+    cosines = kinship.cosines(candidates.request)
+    votes = memory.events[candidates.request].to(cosines.dtype)  # 0 where unfilled
+    counts = cosines.new_zeros((len(cosines), tiers))
+    counts.scatter_add_(1, tier_of(cosines, tiers), votes)
+    shares = counts / counts.sum(1, keepdim=True).clamp_min(1)
+    return _of_placed(torch.cat([counts.log1p(), shares], dim=1), candidates)
+
+
+def _of_placed(features: Tensor, candidates: Candidates) -> Tensor:
+    """Zeros where the candidate's codes, and so its place in the tree, mean nothing."""
+    if candidates.placed is None:
+        return features
+    return features * candidates.placed.unsqueeze(1)
