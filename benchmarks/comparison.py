@@ -20,29 +20,26 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ALL_MODELS = (
-    # candidate-independent methods
-    "hisac",
-    "mean_pooling",
-    "kmeans",
-    "lsh",
-    "time_patches",
+    # costly ones first, so that several jobs end together; tables have an order of their own
+    "hstu",
+    "longer",
     "learned",
     "twin_v2",
-    "sdim",
-    "recent50",
-    # the floor
-    "no_history",
-    # methods that look at events per candidate
     "din",
-    "din_recent50",
-    "sim_hard",
-    "sim_soft",
-    "eta",
     "twin",
     "muse",
-    # full-sequence transformers
-    "longer",
-    "hstu",
+    "sim_soft",
+    "eta",
+    "hisac",
+    "sim_hard",
+    "kmeans",
+    "din_recent50",
+    "sdim",
+    "lsh",
+    "recent50",
+    "time_patches",
+    "mean_pooling",
+    "no_history",
 )
 OUT = Path("docs/results/comparison")
 ABLATIONS = Path("benchmarks/ablations")
@@ -67,26 +64,53 @@ def _synthetic(*keys: str) -> tuple[str, ...]:
     return tuple(f"synthetic.{key}" for key in keys)
 
 
+ONE_PASS = ("train.epochs=1",)
+TWO_PASSES = ("train.epochs=2",)
+
 STUDIES = {
-    "movielens-1m": Study("movielens_1m", ("requests.train_group_events=8",)),
-    "kuairand": Study("kuairand_pure"),
-    "statics2011": Study("statics2011", ("requests.train_group_events=8",)),
+    # 748,782 training candidates; histories are at most 7 events older than exact.
+    "movielens-1m": Study("movielens_1m", ("requests.group_events=8",), ONE_PASS),
+    "kuairand": Study("kuairand_pure", (), (*ONE_PASS, "train.max_candidates=100000")),
+    "statics2011": Study("statics2011", ("requests.group_events=8",), ONE_PASS),
+    # The longer the histories, the fewer the users and the more candidates share a history,
+    # so that a full-length method ends on two cores.
     "synthetic-100": Study(
-        "synthetic", _synthetic("length_min=50", "length_median=100", "length_max=200")
+        "synthetic",
+        _synthetic("candidates=16", "length_min=50", "length_median=100", "length_max=200"),
+        ONE_PASS,
     ),
     "synthetic-1000": Study(
         "synthetic",
-        _synthetic("users=2000", "length_min=500", "length_median=1000", "length_max=2000"),
+        (
+            *_synthetic("users=1000", "candidates=32"),
+            *_synthetic("length_min=500", "length_median=1000", "length_max=2000"),
+        ),
+        TWO_PASSES,
     ),
-    # Few users, so that a full-length method ends on two cores; fewer items and leaves with
-    # them, so that an item is still met often enough to be learned.
+    # Fewer items and leaves as well, so that an item is met often enough to be learned.
     "synthetic-10000": Study(
         "synthetic",
         (
-            *_synthetic("users=300", "items=1000", "branches=[16, 8]", "candidates=16"),
+            *_synthetic("users=250", "items=1000", "branches=[16, 8]", "candidates=64"),
+            *_synthetic("train_requests=4", "test_requests=1"),
             *_synthetic("length_min=5000", "length_median=10000", "length_max=10000"),
             "semantic_ids.codes=[16, 64]",
         ),
+        TWO_PASSES,
+    ),
+    # Where every method's assumption holds: an interest is a category, met often, and a click
+    # depends on nothing else but an item's quality. No rival may be a straw man here.
+    "strength": Study(
+        "synthetic",
+        (
+            *_synthetic("items=640", "branches=[32, 1]", "category_noise=0", "fresh_items=0"),
+            *_synthetic("tail_interests=0", "tail_weight=0", "tail_candidates=0"),
+            *_synthetic("head_candidates=0.5", "sibling_affinity=0", "noise_weight=0"),
+            *_synthetic("user_bias_scale=0", "candidates=16"),
+            *_synthetic("length_min=30", "length_median=60", "length_max=100"),
+            "semantic_ids.codes=[32, 32]",
+        ),
+        TWO_PASSES,
     ),
 }
 
