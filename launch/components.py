@@ -131,6 +131,106 @@ def evaluate(
     )
 
 
+def compare(
+    *args: str,
+    models: str,
+    data: str,
+    out: str,
+    cpu: int = 2,
+    gpu: int = 0,
+    memMB: int = 8192,
+    h: Optional[str] = None,
+    image: str = "",
+    env: Optional[Dict[str, str]] = None,
+    max_retries: int = 0,
+    mounts: Optional[List[str]] = None,
+    name: str = "hisac-compare",
+) -> specs.AppDef:
+    """Compare models on data sets; the one process starts the cells, and goes on when retried.
+
+    Args:
+        args: passed on to hisac-rec compare; put them after --, for example --seeds 3 --jobs 8
+        models: model files or names of shipped ones, separated by commas
+        data: folders of prepared data sets, separated by commas
+        out: folder of the comparison
+        cpu: CPU cores
+        gpu: GPUs, shared by the cells that run at a time
+        memMB: memory, MB
+        h: named resource of torchx instead of cpu, gpu and memMB
+        image: container image that holds hisac-rec; empty means this Python environment
+        env: environment variables, A=1,B=2
+        max_retries: restarts by the scheduler; finished cells are kept
+        mounts: mounts of the container, type=bind,src=/host,dst=/in/container[,readonly]
+        name: name of the job
+    """
+    words = [_hisac_python(image), "-m", "hisac_rec", "compare", *models.split(",")]
+    for folder in data.split(","):
+        words += ["--data", folder]
+    return _hisac_app(
+        name,
+        "compare",
+        "exec " + " ".join(map(_hisac_quote, [*words, "--out", out, *args])),
+        j="1x1",
+        resource=specs.resource(cpu=cpu, gpu=gpu, memMB=memMB, h=h),
+        image=image,
+        env=env,
+        max_retries=max_retries,
+        mounts=mounts,
+        port=None,
+    )
+
+
+def tune(
+    *args: str,
+    models: str,
+    data: str,
+    out: str,
+    j: str = "1x1",
+    cpu: int = 2,
+    gpu: int = 0,
+    memMB: int = 8192,
+    h: Optional[str] = None,
+    image: str = "",
+    env: Optional[Dict[str, str]] = None,
+    max_retries: int = 0,
+    mounts: Optional[List[str]] = None,
+    rdzv_port: int = 29500,
+    name: str = "hisac-tune",
+) -> specs.AppDef:
+    """Search hyper-parameters, every trial on all processes; goes on when retried.
+
+    Args:
+        args: passed on to hisac-rec tune; put them after --, for example --trials 20
+        models: model files or names of shipped ones, separated by commas
+        data: folder of the prepared data set
+        out: folder of the search, on storage that all hosts share
+        j: {hosts}x{processes per host}
+        cpu: CPU cores per host
+        gpu: GPUs per host
+        memMB: memory per host, MB
+        h: named resource of torchx instead of cpu, gpu and memMB
+        image: container image that holds hisac-rec; empty means this Python environment
+        env: environment variables, A=1,B=2
+        max_retries: restarts of the whole job by the scheduler; finished trials are kept
+        mounts: mounts of the container, type=bind,src=/host,dst=/in/container[,readonly]
+        rdzv_port: port on the first host where the processes meet
+        name: name of the job
+    """
+    command = ["tune", *models.split(","), "--data", data, "--out", out, *args]
+    return _hisac_app(
+        name,
+        "tune",
+        _hisac_torchrun(image, j, rdzv_port, command, ""),
+        j=j,
+        resource=specs.resource(cpu=cpu, gpu=gpu, memMB=memMB, h=h),
+        image=image,
+        env=env,
+        max_retries=max_retries,
+        mounts=mounts,
+        port=rdzv_port,
+    )
+
+
 def semantic_ids(
     *args: str,
     data: str,

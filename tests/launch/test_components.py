@@ -165,6 +165,28 @@ def test_evaluate_and_semantic_ids_render_too():
     assert words[2:] == ["-m", "hisac_rec", "semantic-ids", "d", "--set", "codes=[8, 4]"]
 
 
+def test_compare_and_tune_render_too():
+    both = ("--models", "hisac,models/my din.toml", "--out", "/results/x")
+    (shell,) = re.findall(
+        r"bash -c (.*)\n",
+        dry_run("slurm", "compare", *both, "--data", "/data/a,/data/b", "--", "--seeds", "3"),
+    )
+    words = shlex.split(shlex.split(shell)[0])
+    assert words[2:7] == ["-m", "hisac_rec", "compare", "hisac", "models/my din.toml"]
+    assert words[7:11] == ["--data", "/data/a", "--data", "/data/b"]
+    assert words[11:] == ["--out", "/results/x", "--seeds", "3"]
+    (shell,) = re.findall(
+        r"bash -c (.*)\n",
+        dry_run("slurm", "tune", *both, "--data", "/data/a", "-j", "1x4", "--", "--trials", "9"),
+    )
+    words = shlex.split(shlex.split(shell)[0])
+    assert after(words, "--nproc-per-node") == "4"
+    assert words[-9:] == [
+        *("tune", "hisac", "models/my din.toml", "--data", "/data/a"),
+        *("--out", "/results/x", "--trials", "9"),
+    ]
+
+
 def test_a_dollar_in_an_argument_stays_a_dollar():
     (shell,) = re.findall(
         r"bash -c (.*)\n", dry_run("slurm", "evaluate", "--run", "/runs/$HOME $$ `ls`")
@@ -223,6 +245,19 @@ def test_a_job_of_two_processes_trains_on_this_machine(data: Path, tmp_path: Pat
     assert load_plan(out / "plan.json").world_size == 2
     assert json.loads((out / "run.json").read_text())["world_size"] == 2
     assert list((out / "checkpoints").glob("step-*"))
+
+
+@pytest.mark.distributed
+def test_a_comparison_runs_as_a_job(data: Path, tmp_path: Path):
+    out = tmp_path / "my results"
+    done = torchx(
+        *("run", "-s", "local_cwd", "launch/components.py:compare"),
+        *("--models", "mean_pooling,no_history", "--data", str(data), "--out", str(out)),
+        *("--", "--seeds", "1", "--set", "train.epochs=1"),
+    )
+    assert "Job finished: SUCCEEDED" in done.stderr
+    assert len(list((out / "cells" / "my data").glob("*/seed0.json"))) == 2
+    assert "mean pooling" in (out / "report.md").read_text()
 
 
 @pytest.mark.distributed
