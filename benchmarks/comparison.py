@@ -6,7 +6,8 @@ sessions and machines::
 
     python benchmarks/comparison.py statics2011 --raw ../shared/data/statics2011 --seeds 1
     python benchmarks/comparison.py synthetic-1000 --models hisac mean_pooling --seeds 3
-    python benchmarks/comparison.py synthetic-1000 --ablations
+    python benchmarks/comparison.py synthetic-1000 --variants ablations --seeds 3
+    python benchmarks/comparison.py synthetic-1000 --tune 6
     python benchmarks/comparison.py synthetic-1000 --report-only
 """
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -42,7 +44,9 @@ ALL_MODELS = (
     "no_history",
 )
 OUT = Path("docs/results/comparison")
-ABLATIONS = Path("benchmarks/ablations")
+BENCHMARKS = Path("benchmarks")
+VARIANTS = ("ablations", "groups200")
+"""Folders of model files that are compared to HiSAC's defaults instead of the methods."""
 
 
 @dataclass(frozen=True)
@@ -133,15 +137,18 @@ def main() -> None:
     parser.add_argument("--baseline", default="mean_pooling")
     parser.add_argument("--work", type=Path, default=Path("runs/comparison"))
     parser.add_argument("--report-only", action="store_true")
+    parser.add_argument("--variants", choices=VARIANTS, help="their files instead of the methods")
     parser.add_argument(
-        "--ablations", action="store_true", help="HiSAC's switches one by one, instead of methods"
+        "--tune", metavar="TRIALS", help="search that many trials of each method, and stop there"
     )
     arguments = parser.parse_args()
     study = STUDIES[arguments.study]
     out = OUT / arguments.study
-    if arguments.ablations:
-        out = OUT / f"{arguments.study}-ablations"
-        arguments.models = ["hisac", *sorted(map(str, ABLATIONS.glob("*.toml")))]
+    models = [_tuned(arguments.study, name) for name in arguments.models]
+    if arguments.variants:
+        out = OUT / f"{arguments.study}-{arguments.variants}"
+        models = sorted(map(str, (BENCHMARKS / arguments.variants).glob("*.toml")))
+        models = models if arguments.variants == "groups200" else ["hisac", *models]
         arguments.baseline = "hisac"
     baseline = ("--baseline", arguments.baseline)
     if arguments.report_only:
@@ -153,9 +160,30 @@ def main() -> None:
         command("prepare", study.dataset, *raw, "--out", data, *_sets(study.prepare))
     if not (data / "semantic_ids.parquet").is_file():
         command("semantic-ids", data)
+    if arguments.tune:
+        tune(arguments.study, arguments.models, data, arguments.work, arguments.tune)
+        return
     sized = ("--seeds", arguments.seeds, "--jobs", arguments.jobs)
     shared = (*sized, *baseline, *_sets(study.train))
-    command("compare", *arguments.models, "--data", data, "--out", out, *shared)
+    command("compare", *models, "--data", data, "--out", out, *shared)
+
+
+def tune(study: str, models: list[str], data: Path, work: Path, trials: str) -> None:
+    """Search every method alike on the validation split; keep the best model files."""
+    out = work / f"{study}-tuning"
+    sets = _sets(STUDIES[study].train)
+    command("tune", *models, "--data", data, "--trials", trials, "--out", out, *sets)
+    kept = BENCHMARKS / "tuned" / study
+    kept.mkdir(parents=True, exist_ok=True)
+    for model in models:
+        shutil.copy(out / model / "best.toml", kept / f"{model}.toml")
+    shutil.copy(out / "tuning.md", kept / "tuning.md")
+
+
+def _tuned(study: str, model: str) -> str:
+    """The model's tuned file on this data set where a search left one, else the shipped one."""
+    path = BENCHMARKS / "tuned" / study / f"{model}.toml"
+    return str(path) if path.is_file() else model
 
 
 def _sets(keys: tuple[str, ...]) -> list[str]:
