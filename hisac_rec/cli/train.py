@@ -17,6 +17,9 @@ def run(
     ] = None,
     plan: Annotated[Path | None, typer.Option(help="A plan that 'hisac-rec plan' saved.")] = None,
     resume: Annotated[bool, typer.Option(help="Go on from the run's last checkpoint.")] = False,
+    profile: Annotated[
+        bool, typer.Option(help="Record ten steps: a table here, a trace in OUT/profile.")
+    ] = False,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="key.path=value over the model file.")
     ] = None,
@@ -53,4 +56,4 @@ def run(
     from hisac_rec.train.trainer import train
 
     with process_group() as ranks:
-        train(open_job(config, prepared), ranks, out, plan=source, resume=resume)
+        train(open_job(config, prepared), ranks, out, plan=source, resume=resume, profiled=profile)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.profiler import record_function
 from torchrec.modules.embedding_modules import EmbeddingCollection
 from torchrec.sparse.jagged_tensor import JaggedTensor
 
@@ -98,13 +99,16 @@ class DenseRanker(nn.Module):
                 vectors=self._of_side(vectors, "candidate"),
                 request=request,
             )
-            memory = self.method.compress(history)
-            per_candidate += self.method.read(memory, candidates).unbind(1)
+            with record_function("history: compress"):
+                memory = self.method.compress(history)
+            with record_function("history: read"):
+                per_candidate += self.method.read(memory, candidates).unbind(1)
             if self.training and self.method.auxiliary_weight:
                 auxiliary = self.method.auxiliary(memory, candidates).float()
-        shared = torch.stack(per_request, dim=1)[request]
-        features = torch.cat([shared, torch.stack(per_candidate, dim=1)], dim=1)
-        logits: Tensor = self.over(self.interaction(features))
+        with record_function("interaction and over arch"):
+            shared = torch.stack(per_request, dim=1)[request]
+            features = torch.cat([shared, torch.stack(per_candidate, dim=1)], dim=1)
+            logits: Tensor = self.over(self.interaction(features))
         return logits.float(), auxiliary
 
     def _history(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
@@ -26,6 +27,7 @@ from hisac_rec.train.job import Job, resolve_plan, shard
 from hisac_rec.train.metrics_log import MetricsLog, memory_gib
 from hisac_rec.train.optim import Optimizers
 from hisac_rec.train.pipeline import Batches, make_pipeline, predict, steps
+from hisac_rec.train.profiling import StepProfiler
 from hisac_rec.train.run import RunFolder, checkpoint_manifest
 from hisac_rec.train.validation import validate
 
@@ -52,6 +54,7 @@ def train(
     plan: Path | PlannerConfig | None = None,
     resume: bool = False,
     watcher: Watcher | None = None,
+    profiled: bool = False,
 ) -> dict[str, float]:
     """Train a model and leave a run folder behind. Called on every rank.
 
@@ -64,6 +67,7 @@ def train(
             before its first.
         watcher: called on every rank after each evaluation and its checkpoint; what it raises,
             on all ranks alike, ends the training there.
+        profiled: record some steps, see :mod:`hisac_rec.train.profiling`.
 
     Returns:
         The best validation metrics.
@@ -84,8 +88,11 @@ def train(
     elif ranks.first:
         folder.create(job, sharding, world_size=ranks.world_size, device=ranks.device.type)
     dist.barrier()
+    recorder = StepProfiler(folder.root, ranks) if profiled else None
     try:
-        return trainer.run()
+        with recorder or nullcontext():
+            trainer.after_step = recorder.step if recorder else trainer.after_step
+            return trainer.run()
     finally:
         trainer.close()
 
@@ -111,6 +118,7 @@ class Trainer:
         self.metrics: dict[str, float] = {}
         self.best: dict[str, float] = {}
         self.window = Window()
+        self.after_step: Callable[[], None] = lambda: None
         self._metrics_log: MetricsLog | None = None
         self._total = job.data.manifest.splits["train"].candidates
         self._budget = min(self.config.epochs * self._total, self.config.max_candidates or 1 << 62)
@@ -134,6 +142,7 @@ class Trainer:
             advance(self.position.candidates)
             for fed, loss, _ in steps(pipeline, feeder):
                 self._count(fed, loss)
+                self.after_step()
                 advance(fed.candidates)
                 evaluate = self._is_due(self.config.eval_every)
                 save = self._is_due(self.config.checkpoint_every)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 from pathlib import Path
@@ -80,6 +81,19 @@ def test_another_run_beside_it(trained: Path, small_data: PreparedData, tmp_path
         "report-valid.md",
     }
     assert (trained / "report-valid.json").is_file()
+
+
+def test_profile(small_data: PreparedData, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    few = [*SMALL_SETS, "loader.max_candidates=300"]
+    text = invoke("train", "hisac", small_data.root, "--out", out, "--profile", *sets(*few))
+    for part in ("history method, compress", "backward", "dense optimiser", "aten::"):
+        assert part in text
+    with gzip.open(out / "profile" / "rank0.json.gz") as file:
+        trace = json.load(file)
+    steps = [e for e in trace["traceEvents"] if e.get("name", "").startswith("ProfilerStep")]
+    assert len({e["name"] for e in steps}) == 10
+    assert RunFolder(out).checkpoints().steps()  # and the training went on to its end
 
 
 @pytest.mark.distributed
