@@ -1,6 +1,7 @@
 """Build a :class:`RequestBatch` from chosen requests of a table in memory.
 
-Legend: R requests, T history events, N candidates, D semantic-ID levels.
+Legend: R requests, T history events, U distinct items among them, N candidates, D semantic-ID
+levels.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ class BatchAssembler:
         self._items = items
 
     def assemble(self, table: RequestTable, rows: NDArray[np.int64]) -> RequestBatch:
-        """Gather the requests ``rows`` [R] of ``table``. O((T + N) x lookups), vectorised."""
+        """Gather the requests ``rows`` [R] of ``table``. O(T log T + (U + N) x lookups),
+        vectorised.
+        """
         lengths = table.history_lengths()[rows]
         events = take_ranges(table.history_start[rows], lengths)
         counts = table.candidate_lengths()[rows]
@@ -94,11 +97,16 @@ class BatchAssembler:
         request_rows: Ints,
         oracle: NDArray[np.float32],
     ) -> RequestBatch:
+        # An item met by several users is looked up once: the distinct items of all histories go
+        # as if the first request had met them all, and each event knows the row of its own.
+        distinct, place = np.unique(history_item, return_inverse=True)
+        one = np.ones(len(request_rows), dtype=np.int64)
+        of_first = np.full(len(one) + 1, len(distinct))
+        of_first[0] = 0
         sides = {
-            "history": (history_item, history_offsets),
+            "history": (distinct, of_first),
             "candidate": (candidate_item, candidate_offsets),
         }
-        one = np.ones(len(request_rows), dtype=np.int64)
         keys: list[str] = []
         values: list[NDArray[np.integer]] = []
         lengths: list[Ints] = []
@@ -127,6 +135,8 @@ class BatchAssembler:
                 [np.diff(offsets) for _, offsets in vectors],
             ),
             history_offsets=_tensor(history_offsets),
+            history_items=_tensor(distinct),
+            history_rows=_tensor(place),
             history_codes=_tensor(self._items.codes[history_item]),
             history_type=_tensor(history_type),
             history_age=torch.from_numpy(history_age),

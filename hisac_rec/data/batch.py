@@ -1,7 +1,8 @@
 """One batch of requests, as the model sees it: jagged from end to end.
 
-Legend: R requests, T history events and N candidates over all requests, D semantic-ID
-levels. Everything about a request is stored once, however many candidates it has.
+Legend: R requests, T history events and N candidates over all requests, U distinct items of
+the histories, D semantic-ID levels. Everything about a request is stored once, however many
+candidates it has, and an item of many histories is looked up once.
 """
 
 from __future__ import annotations
@@ -25,11 +26,16 @@ class RequestBatch(Pipelineable):
     """
 
     features: KeyedJaggedTensor
-    """Ids for the trained tables, stride R; keys are those of the model's ``InputSpec``."""
+    """Ids for the trained tables, stride R; keys are those of the model's ``InputSpec``. The
+    history's keys hold the U distinct items, all in the first request."""
     semantics: KeyedJaggedTensor
     """Item ids for the frozen semantic-vector table, stride R; no keys where unused."""
     history_offsets: Tensor
     """[R+1] int64: events of request r are rows ``offsets[r]:offsets[r+1]`` of T."""
+    history_items: Tensor
+    """[U] int64: the distinct items of all histories, ascending."""
+    history_rows: Tensor
+    """[T] int64: the row among the U distinct items that each event's item has."""
     history_codes: Tensor
     """[T, D] int64: semantic-ID codes of the events."""
     history_type: Tensor
@@ -47,7 +53,7 @@ class RequestBatch(Pipelineable):
     candidate_features: dict[str, Tensor]
     """Item feature that the method reads raw -> [N] int64 ids."""
     owners: dict[str, Tensor]
-    """Multi-valued feature key -> [values] int64: the row of T or N each value belongs to."""
+    """Multi-valued feature key -> [values] int64: the row of U or N each value belongs to."""
     labels: Tensor
     """[N] float32."""
     request_rows: Tensor

@@ -117,12 +117,19 @@ class DenseRanker(nn.Module):
         rows: dict[str, JaggedTensor],
         vectors: dict[str, JaggedTensor] | None,
     ) -> History:
+        semantic = self._of_side(vectors, "history")  # of the distinct items
         return History(
             offsets=batch.history_offsets,
-            values=self.events(rows, batch.owners, batch.history_type, batch.history_age),
+            values=self.events(
+                rows,
+                batch.owners,
+                batch.history_type,
+                batch.history_age,
+                (batch.history_items, batch.history_rows),
+            ),
             codes=batch.history_codes,
             features=batch.history_features,
-            vectors=self._of_side(vectors, "history"),
+            vectors=None if semantic is None else semantic.index_select(0, batch.history_rows),
             age=batch.history_age,
         )
 

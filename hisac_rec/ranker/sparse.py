@@ -3,7 +3,8 @@
 Two embedding collections: ``tables`` is trained (item, user, features, codes, prefixes;
 history and candidates share tables), ``vectors`` is frozen fp16 (semantic vectors e_i).
 
-Legend: R requests, T events, N candidates, d width of trained rows, s semantic width.
+Legend: R requests, T events, U distinct items among them, N candidates, d width of trained
+rows, s semantic width.
 """
 
 from __future__ import annotations
@@ -90,14 +91,30 @@ class EventEncoder(nn.Module):
         owners: dict[str, Tensor],
         event_type: Tensor,
         age: Tensor,
+        distinct: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """[T, d]; ``event_type`` [T] int64, ``age`` [T] float32. O(T d) per lookup."""
+        """Embed events.
+
+        Args:
+            rows: looked-up rows per key: of the T events, or of the U distinct items.
+            owners: of multi-valued keys.
+            event_type: [T] int64.
+            age: [T] float32.
+            distinct: the items [U] that were looked up and the one of each event [T]; None
+                where each event was looked up.
+
+        Returns:
+            [T, d]. O(U d) per lookup and O(T d).
+        """
+        count = len(event_type) if distinct is None else len(distinct[0])
         total: Tensor | None = None
         for lookup in self.lookups:
-            part = pooled_rows(rows, owners, lookup, len(event_type))
+            part = pooled_rows(rows, owners, lookup, count)
             total = part if total is None else total + part
         if total is None:
-            total = torch.zeros((len(event_type), self.dim), device=age.device)
+            total = torch.zeros((count, self.dim), device=age.device)
+        if distinct is not None:
+            total = total.index_select(0, distinct[1])
         if self.types is not None:
             total = total + self.types(event_type)
         if self.ages is not None:

@@ -110,6 +110,11 @@ def column(batch: RequestBatch, key: str, request: int) -> list[int]:
     return batch.features[key].to_dense()[request].tolist()
 
 
+def met(batch: RequestBatch, key: str, events: slice) -> list[int]:
+    """The ids of one single-valued key of some events."""
+    return batch.features[key].values()[batch.history_rows[events]].tolist()
+
+
 def owned(batch: RequestBatch, key: str, row: int) -> list[int]:
     """The values that belong to one event or candidate, of a multi-valued key."""
     return batch.features[key].values()[batch.owners[key] == row].tolist()
@@ -148,21 +153,35 @@ def test_contents_equal_a_plain_reading(world: World, seed: int | None) -> None:
             assert batch.labels[of].tolist() == want["labels"]
             assert batch.candidate_items[of].tolist() == want["items"]
             assert batch.candidate_placed[of].tolist() == [i % 3 > 0 for i in want["items"]]
-            for side, ids, first, codes in (
-                ("history", want["history"], events[r], batch.history_codes[at]),
-                ("candidate", want["items"], candidates[r], batch.candidate_codes[of]),
-            ):
-                assert codes.tolist() == world.codes[ids].tolist()
-                assert column(batch, f"{side}.item", r) == ids
-                assert column(batch, f"{side}.category", r) == [items["category"][i] for i in ids]
-                assert column(batch, f"{side}.sid1", r) == [world.codes[i, 0] for i in ids]
-                assert column(batch, f"{side}.sid2", r) == [world.codes[i, 1] for i in ids]
-                tags = [tag for i in ids for tag in items["tags"][i]]
-                assert column(batch, f"{side}.tags", r) == tags
-                for place, item in enumerate(ids):
-                    assert owned(batch, f"{side}.tags", first + place) == items["tags"][item]
+            history = want["history"]
+            assert batch.history_items[batch.history_rows[at]].tolist() == history
+            assert met(batch, "history.item", at) == history
+            assert met(batch, "history.category", at) == [items["category"][i] for i in history]
+            assert met(batch, "history.sid1", at) == [world.codes[i, 0] for i in history]
+            assert met(batch, "history.sid2", at) == [world.codes[i, 1] for i in history]
+            assert batch.history_codes[at].tolist() == world.codes[history].tolist()
+            for row, item in zip(batch.history_rows[at].tolist(), history, strict=True):
+                assert owned(batch, "history.tags", row) == items["tags"][item]
+            wanted = want["items"]
+            assert batch.candidate_codes[of].tolist() == world.codes[wanted].tolist()
+            assert column(batch, "candidate.item", r) == wanted
+            assert column(batch, "candidate.category", r) == [items["category"][i] for i in wanted]
+            assert column(batch, "candidate.sid1", r) == [world.codes[i, 0] for i in wanted]
+            assert column(batch, "candidate.sid2", r) == [world.codes[i, 1] for i in wanted]
+            tags = [tag for i in wanted for tag in items["tags"][i]]
+            assert column(batch, "candidate.tags", r) == tags
+            for place, item in enumerate(wanted):
+                assert owned(batch, "candidate.tags", candidates[r] + place) == items["tags"][item]
             paths = [world.codes[i, 0] * CODES[1] + world.codes[i, 1] for i in want["items"]]
             assert column(batch, "candidate.prefix2", r) == paths
+        # Each item once, whoever met it, all of them in the first request.
+        distinct = sorted(
+            {i for u, _, n, _ in batch.request_rows.tolist() for i in expected[u, n]["history"]}
+        )
+        assert batch.history_items.tolist() == distinct
+        assert batch.features["history.item"].lengths().tolist()[1:] == [0] * (
+            batch.num_requests - 1
+        )
     assert number_seen == len(expected)
 
 
@@ -180,7 +199,8 @@ def test_max_history_keeps_the_newest(world: World) -> None:
     for batch in world.batches(spec=short):
         for r, (user, _, number, visible) in enumerate(batch.request_rows.tolist()):
             history = expected[user, number]["history"]
-            assert column(batch, "history.item", r) == history[-3:]
+            at = slice(*batch.history_offsets[r : r + 2].tolist())
+            assert met(batch, "history.item", at) == history[-3:]
             # Predictions say how long the history is, whatever the model takes of it.
             assert visible == len(history)
 
