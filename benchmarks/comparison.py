@@ -75,6 +75,7 @@ THREE_PASSES = ("train.epochs=3",)
 STUDIES = {
     # 748,782 training candidates; histories are at most 7 events older than exact.
     "movielens-1m": Study("movielens_1m", ("requests.group_events=8",), ONE_PASS),
+    "movielens-100k": Study("movielens_100k", ("requests.group_events=8",), THREE_PASSES),
     "kuairand": Study("kuairand_pure", (), (*ONE_PASS, "train.max_candidates=100000")),
     "statics2011": Study("statics2011", ("requests.group_events=8",), ONE_PASS),
     # The longer the histories, the fewer the users and the more candidates share a history,

@@ -22,6 +22,7 @@ STRENGTH = "strength"
 
 NAMES = {
     "movielens-1m": "MovieLens-1M",
+    "movielens-100k": "MovieLens-100K",
     "kuairand": "KuaiRand",
     "statics2011": "Statics 2011",
     "synthetic-100": "synthetic 100",

@@ -1,4 +1,4 @@
-"""The shipped definitions of KuaiRand-Pure and Statics 2011 against counts of the raw files."""
+"""Shipped definitions against counts of the publishers' own files."""
 
 from __future__ import annotations
 
@@ -36,6 +36,30 @@ def test_kuairand(shared_data: Path, tmp_path: Path) -> None:
         assert splits[split].positives == clicks
     assert data.manifest.event_types == ["before", "click", "long view"]
     assert next(f for f in data.manifest.item_features if f.name == "tag").multi
+
+
+def test_movielens_100k(shared_data: Path, tmp_path: Path) -> None:
+    raw = shared_data / "ml-100k"
+    data = made("movielens_100k", raw, tmp_path / "data")
+    ratings: dict[int, list[tuple[int, int, int]]] = {}
+    for line in (raw / "u.data").read_text().splitlines():
+        user, item, rating, time = map(int, line.split("\t"))
+        ratings.setdefault(user, []).append((time, item, rating))
+    # A rating is a candidate where at least five good ones are strictly older.
+    expected = 0
+    for events in ratings.values():
+        liked = sorted(time for time, _, rating in events if rating >= 4)
+        expected += sum(len(liked) > 4 and liked[4] < time for time, _, _ in events)
+    assert sum(data.manifest.splits[split].candidates for split in SPLITS) == expected
+    assert (data.manifest.users, data.manifest.items) == (944, 1683)
+    vocabulary = pq.read_table(data.root / "vocab" / "genre.parquet")["value"].to_pylist()
+    names = [line.split("|")[0] for line in (raw / "u.genre").read_text().split("\n") if line]
+    kept = set(names) - {"unknown", "Children's"} | {"Children"}
+    assert set(vocabulary) - {None} == kept
+    toy_story = data.items.slice(1, 1).to_pylist()[0]
+    assert toy_story["raw_id"] == "1"
+    assert toy_story["text"].startswith("Toy Story . Animation Children Comedy . 1990s")
+    assert sorted(vocabulary[g] for g in toy_story["genre"]) == ["Animation", "Children", "Comedy"]
 
 
 def test_statics(shared_data: Path, tmp_path: Path) -> None:
