@@ -64,5 +64,6 @@ def newest_events(history: History, count: int) -> tuple[Tensor, Tensor]:
         # a gradient on a rank without data too, or data-parallel training waits for it.
         nothing = history.values.new_zeros((*filled.shape, history.values.shape[1]))
         return nothing + history.values.sum(), filled
-    events = history.values[rows.clamp_min(0)]
+    # index_select's gradient is an index_add; that of plain indexing sorts all rows first.
+    events = history.values.index_select(0, rows.clamp_min(0).flatten()).unflatten(0, rows.shape)
     return events * filled.unsqueeze(-1), filled

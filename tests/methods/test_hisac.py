@@ -199,6 +199,23 @@ def test_votes_by_likeness(place: str) -> None:
     assert sides == (("candidate",) if place == "vectors" else ())
 
 
+def test_newest_events_stay_as_they_are() -> None:
+    method = make_method(keep=[4, 6], newest=3)
+    history, candidates = make_case([40, 0, 2], [5, 2, 4], dtype=torch.float64)
+    memory = method.compress(history)
+    assert memory.newest is not None
+    events, filled = memory.newest
+    assert filled.sum(1).tolist() == [3, 0, 2]
+    torch.testing.assert_close(events[0], history.values[:40].flip(0)[:3])
+    found = method.read(memory, candidates)
+    assert found.shape == (11, 3, DIM)
+    assert method.interests == 3
+    # The agents' vectors are what they are without; the last one knows the newest events alone.
+    gradient = torch.autograd.grad(found[:5, 2].sum(), history.values)[0].abs().sum(1)
+    assert (gradient[37:40] > 0).all()
+    assert not gradient[:37].any()
+
+
 def test_routed_vectors_are_exact_enough_in_fp32() -> None:
     """Thousands of events, the default temperature: fp32 against the plain float64."""
     method = make_method(torch.float32, keep=[4, 2])

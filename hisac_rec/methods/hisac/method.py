@@ -34,7 +34,8 @@ from hisac_rec.methods.hisac.voting import (
     to_slots,
 )
 from hisac_rec.methods.parts.agents import AgentMemory, AgentReader, ReaderConfig
-from hisac_rec.methods.parts.attention import Kinship
+from hisac_rec.methods.parts.attention import CandidateAttention, Kinship
+from hisac_rec.methods.recent import newest_events
 
 MOST_PATHS = 1 << 43
 """Paths of codes that can be told apart: each request's have numbers of their own, and those
@@ -78,6 +79,10 @@ class HiSACConfig(ReaderConfig):
     """Tell the ranker how much of the history is how much like the candidate: votes by the
     cosine of the agents they lie on, in so many tiers of equal width over -1..1, as one more
     interest vector (SimTier, arXiv 2407.19467, on agents instead of events); 0: off."""
+    newest: int = Field(default=0, ge=0)
+    """So many of the newest events stay uncompressed beside the agents; candidates attend to
+    them on their own, as one more interest vector. Not in the paper, where the short sequence
+    is the ranker's: what is new is not yet an interest."""
     path_votes: Literal["gate", "add", "off"] = "gate"
     """Tell the ranker how strong the candidate's own interest is, by the agents' votes along
     the candidate's semantic-ID path, per level: a small network of them scales the attended
@@ -91,9 +96,12 @@ class InterestMemory(AgentMemory):
 
     Args:
         path: [R, K] int64 leaf path of each agent; -1 where unfilled.
+        newest: [R, S, d] the newest events as they are and [R, S] which are there, where
+            ``HiSACConfig.newest`` keeps some.
     """
 
     path: Tensor
+    newest: tuple[Tensor, Tensor] | None = None
 
 
 class HiSAC(HistoryMethod):
@@ -146,6 +154,9 @@ class HiSAC(HistoryMethod):
         self.interests = self.reader.interests
         if config.semantic_attention:
             self.semantic_gain = nn.Parameter(torch.ones(config.heads))
+        if config.newest:
+            self.interests += 1
+            self.short = CandidateAttention(shape.dim, config.heads)
         told = VOTE_FEATURES * len(self.code_counts) * int(config.path_votes != "off")
         if told:
             self.strength = _two_layers(told, shape.dim)
@@ -186,6 +197,7 @@ class HiSAC(HistoryMethod):
             filled=filled,
             events=events,
             path=_spread(agents.path, agents, slot, filled, empty=-1),
+            newest=newest_events(history, self.config.newest) if self.config.newest else None,
         )
 
     def read(self, memory: InterestMemory, candidates: Candidates) -> Tensor:
@@ -207,6 +219,9 @@ class HiSAC(HistoryMethod):
             told.append(vote_tiers(memory, candidates, kinship, config.tiers))
             likeness = self.likeness(torch.cat(told, dim=1).to(interests.dtype))
             interests = torch.cat([interests, likeness.unsqueeze(1)], dim=1)
+        if memory.newest is not None:
+            short = self.short(candidates.values, candidates.offsets, *memory.newest, None)
+            interests = torch.cat([interests, short.unsqueeze(1)], dim=1)
         return interests
 
     def _kinship(self, memory: InterestMemory, candidates: Candidates) -> Kinship:
