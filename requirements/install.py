@@ -22,8 +22,9 @@ from pathlib import Path
 FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parent
 
-NO_SUCH_BUILD = "No matching distribution found"
-"""How pip says that no index or folder it knows has this version."""
+NO_SUCH_BUILD = ("No matching distribution found", "ResolutionImpossible")
+"""How pip says that no index or folder it knows has this version: the second where its own
+configuration holds a constraint on the package."""
 
 CHECK = """
 import torch, fbgemm_gpu, torchrec
@@ -111,7 +112,7 @@ def install_torch(device: str, index: str) -> None:
         say(f"torch {version}, CPU build, from {index or 'where this pip looks'}")
         pip("install", "--no-deps", f"torch=={version}+cpu", *where)
     except InstallError as error:
-        if index or NO_SUCH_BUILD not in error.args[1]:
+        if index or not any(phrase in error.args[1] for phrase in NO_SUCH_BUILD):
             raise
         say(
             f"pip finds no CPU build of torch {version}: taking the default build with the CUDA "

@@ -128,14 +128,22 @@ def test_the_dependencies_page_names_each_one() -> None:
     assert named == {canonicalize_name(Requirement(text).name) for text in texts}
 
 
-def test_an_absent_build_is_told_from_other_failures_of_pip(installer: ModuleType) -> None:
+@pytest.mark.parametrize("constraint", ["", "torch<=2.99"])
+def test_an_absent_build_is_told_from_other_failures_of_pip(
+    installer: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, constraint: str
+) -> None:
     """The fall-back to the default torch hangs on a phrase of pip's: ask pip itself."""
-    with pytest.raises(installer.InstallError) as caught:
-        installer.pip("install", "--no-index", "--no-deps", "torch==2.13.0+nosuchbuild")
-    assert installer.NO_SUCH_BUILD in caught.value.args[1]
-    with pytest.raises(installer.InstallError) as caught:
-        installer.pip("install", "--no-such-option")
-    assert installer.NO_SUCH_BUILD not in caught.value.args[1]
+    file = tmp_path / "constraints.txt"
+    file.write_text(constraint)
+    monkeypatch.setenv("PIP_CONSTRAINT", str(file))
+
+    def said(*arguments: str) -> bool:
+        with pytest.raises(installer.InstallError) as caught:
+            installer.pip("install", *arguments)
+        return any(phrase in caught.value.args[1] for phrase in installer.NO_SUCH_BUILD)
+
+    assert said("--no-index", "--no-deps", "torch==2.13.0+nosuchbuild")
+    assert not said("--no-such-option")
 
 
 def test_a_missing_pin_is_named(installer: ModuleType) -> None:
