@@ -69,7 +69,11 @@ def open_job(config: ModelConfig, data: PreparedData) -> Job:
 
 
 def pooling_factors(spec: InputSpec, data: PreparedData) -> dict[str, float]:
-    """Lookup key -> mean values per request, from the data set's stats."""
+    """Lookup key -> mean values per request, from the data set's stats.
+
+    For the history an upper bound: an item that several histories of a batch hold is looked up
+    once, and how often that happens depends on the batch.
+    """
     stats = data.stats
     history = stats.history_length_mean
     if spec.max_history is not None:
