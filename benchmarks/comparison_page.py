@@ -32,6 +32,13 @@ NAMES = {
 """Folder of a study -> title, in the order of the columns."""
 
 
+VARIANTS = {
+    "groups200": "At 200 groups: HiSAC against each compressor",
+    "ablations": "HiSAC's switches, one at a time",
+}
+"""Ending of a study's folder -> title of the section."""
+
+
 @dataclass(frozen=True)
 class Study:
     """A finished study, its differences taken to HiSAC."""
@@ -62,6 +69,7 @@ def main() -> None:
         *_metric_tables(studies),
         _difference_table(studies),
         _strength_table(found[STRENGTH]),
+        *[_variants(kind, title) for kind, title in VARIANTS.items()],
         _where(studies),
     ]
     text = "\n\n".join(part for part in parts if part) + "\n"
@@ -166,6 +174,26 @@ def _strength_table(study: Study | None) -> str:
         "shows often, and nothing else decides but an item's quality (study `strength`).\n\n"
         + "\n".join([head, *rows])
     )
+
+
+def _variants(kind: str, title: str) -> str:
+    """All variants of one kind, a table for each data set they were run on."""
+    parts = []
+    for folder in NAMES:
+        study = _read(f"{folder}-{kind}")
+        if study is None:
+            continue
+        rows = ["| variant | AUC | GAUC | minus HiSAC | |\n| --- | ---: | ---: | ---: | ---: |"]
+        for model in study.summary.models:
+            seeds = len(model.cells)
+            found = [_spread(model.metric("auc"), seeds), _spread(model.metric("gauc"), seeds)]
+            if model.differences:
+                found += [_gap(model.differences["auc"]), _gap(model.differences["gauc"])]
+            name = f"**{model.name}**" if not model.differences else model.name
+            rows.append(f"| {name} | " + " | ".join([*found, "", ""][:4]) + " |")
+        link = f"[report](comparison/{study.folder}/report.md)"
+        parts.append(f"{NAMES[folder]} ({link}):\n\n" + "\n".join(rows))
+    return f"## {title}\n\n" + "\n\n".join(parts) if parts else ""
 
 
 def _table(
