@@ -24,7 +24,7 @@ from pydantic import ValidationError
 from hisac_rec.config import Strict
 from hisac_rec.errors import UserError
 from hisac_rec.evaluation.metrics import METRICS, Floats
-from hisac_rec.ranker.config import ModelConfig
+from hisac_rec.ranker.config import ModelConfig, resolve_model_config
 from hisac_rec.train.checkpoint import first_difference
 
 CELL_VERSION = 1
@@ -252,8 +252,28 @@ def identity_of(
 
 
 def what_changed(before: Identity, now: Identity) -> str:
-    """``"config.history.tau = 0.1 there, 0.2"`` for the first difference, or ""."""
-    return first_difference(before.model_dump(mode="json"), now.model_dump(mode="json"))
+    """``"config.history.tau = 0.1 there, 0.2"`` for the first difference, or "".
+
+    A key that came after the cell was made counts as its default there: a switch that is new
+    and off changes nothing.
+    """
+    there = _completed(before).model_dump(mode="json")
+    return first_difference(there, now.model_dump(mode="json"))
+
+
+def _completed(identity: Identity) -> Identity:
+    """With the defaults of this release; as it is where this release does not take its keys."""
+    try:
+        config = resolve_model_config({"name": "-", **identity.config}, "a cell")
+    except UserError:
+        return identity
+    return identity_of(
+        config,
+        identity.data_fingerprint,
+        identity.semantics_fingerprint,
+        split=identity.split,
+        draws=identity.draws,
+    )
 
 
 def write(path: Path, content: Strict) -> None:

@@ -12,7 +12,7 @@ import pytest
 from compare_support import compare
 from sklearn.metrics import log_loss, roc_auc_score
 
-from hisac_rec.compare.cells import Cell, Layout, Reference, read
+from hisac_rec.compare.cells import Cell, Identity, Layout, Reference, read, write
 from hisac_rec.compare.grid import load_models, make_grid, open_data
 from hisac_rec.compare.summary import DataSummary, summarise
 from hisac_rec.data.contract import PreparedData
@@ -229,6 +229,21 @@ def test_changed_settings_are_refused_unless_redone(compared, copy: Layout) -> N
     assert (grid.done, [task.config.train.seed for task in grid.tasks]) == (2, [2])
     with pytest.raises(UserError, match=r"split = 'test' there, 'valid'"):
         make_grid(copy, same, data, seeds=1, split="valid", draws=draws)
+
+
+def test_a_key_that_came_later_is_its_default_in_older_cells(compared, copy: Layout) -> None:
+    path = copy.cell(compared.name, "agents", 0)
+    cell = read(path, Cell)
+    older = cell.identity.model_dump()
+    assert older["config"]["history"].pop("tau") == 0.1  # the default
+    del older["config"]["train"]["max_candidates"]
+    write(path, cell.model_copy(update={"identity": Identity(**older)}))
+    data, draws = open_data([compared.data.root]), cell.identity.draws
+    same = load_models([str(compared.models["agents"])], [])
+    assert make_grid(copy, same, data, seeds=2, split="test", draws=draws).tasks == []
+    other = load_models([str(compared.models["agents"])], ["history.tau=0.2"])
+    with pytest.raises(UserError, match=r"config.history.tau = 0.1 there, 0.2 now"):
+        make_grid(copy, other, data, seeds=2, split="test", draws=draws)
 
 
 def test_cells_of_other_rows_are_not_compared(compared, copy: Layout) -> None:
