@@ -229,8 +229,7 @@ def _gap(difference: Difference) -> str:
     of = difference.estimate
     if of.value is None:
         return "-"
-    excludes = of.low is not None and of.high is not None and (of.low > 0 or of.high < 0)
-    return f"{of.value:+.4f}{'*' if excludes else ''}"
+    return f"{of.value:+.4f}{'*' if of.excludes_zero else ''}"
 
 
 def _where(studies: Sequence[Study]) -> str:

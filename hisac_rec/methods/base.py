@@ -175,3 +175,11 @@ def request_of_rows(offsets: Tensor, rows: int) -> Tensor:
     lengths = offsets.diff()
     requests = torch.arange(len(lengths), device=offsets.device)
     return torch.repeat_interleave(requests, lengths, output_size=rows)
+
+
+def offsets_of_rows(request: Tensor, requests: int) -> Tensor:
+    """[requests + 1] int64: where each request's rows begin; of :func:`request_of_rows` the
+    inverse. O(rows).
+    """
+    counts = torch.bincount(request, minlength=requests)
+    return nn.functional.pad(counts.cumsum(0), (1, 0))

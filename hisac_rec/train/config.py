@@ -53,3 +53,7 @@ class TrainConfig(Strict):
     """Steps between checkpoints besides those after each evaluation; 0: none."""
     keep_checkpoints: int = Field(default=2, gt=0)
     """Newest checkpoints kept, besides the best."""
+
+    def is_spent(self, candidates: int) -> bool:
+        """Whether so many training candidates reach ``max_candidates``."""
+        return self.max_candidates is not None and candidates >= self.max_candidates

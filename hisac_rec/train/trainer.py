@@ -199,7 +199,7 @@ class Trainer:
 
     def _is_spent(self) -> bool:
         """``max_candidates`` is reached: there may be more data, but not for this training."""
-        return self.config.max_candidates is not None and self._seen() >= self._budget
+        return self.config.is_spent(self._seen())
 
     def _progress(self) -> float:
         """Share of the whole training done, in candidates."""

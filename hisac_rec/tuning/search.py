@@ -140,8 +140,7 @@ def _run_trial(
         stop = False
         value = seen[search.metric]
         if book is not None and math.isfinite(value):
-            labels = position.epoch * whole + position.candidates
-            spent = budget.max_candidates is not None and labels >= budget.max_candidates
+            spent = budget.is_spent(position.epoch * whole + position.candidates)
             stop = book.report(value, last=spent or position.epoch >= budget.epochs)
         if _from_first(ranks, stop):
             raise HopelessTrial

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from hisac_rec.methods.base import offsets_of_rows
 from hisac_rec.methods.hisac.voting import Agents, Leaves, path_words
 
 CHUNK_PAIRS = 1 << 22
@@ -80,8 +81,8 @@ def leaf_geometry(
         words=path_words(leaves.path, [len(words) for words in codebook]),
         counts=leaves.events,
         agents=agents.leaf,
-        leaf_offsets=_offsets(leaves.request, requests),
-        agent_offsets=_offsets(agents.request, requests),
+        leaf_offsets=offsets_of_rows(leaves.request, requests),
+        agent_offsets=offsets_of_rows(agents.request, requests),
         gram=every @ every.T,
         tau=tau,
         squared=squared,
@@ -240,7 +241,3 @@ def _bags(rows: Tensor, pairs: Pairs, weights: Tensor) -> Tensor:
         per_sample_weights=weights,
         include_last_offset=True,
     )
-
-
-def _offsets(request: Tensor, requests: int) -> Tensor:
-    return functional.pad(torch.bincount(request, minlength=requests).cumsum(0), (1, 0))

@@ -17,7 +17,14 @@ from torch import Tensor, nn
 from hisac_rec.config import Strict
 from hisac_rec.data.inputs import Side
 from hisac_rec.errors import UserError
-from hisac_rec.methods.base import Candidates, History, HistoryMethod, MethodShape, request_of_rows
+from hisac_rec.methods.base import (
+    Candidates,
+    History,
+    HistoryMethod,
+    MethodShape,
+    offsets_of_rows,
+    request_of_rows,
+)
 from hisac_rec.methods.hisac.leaf_routing import leaf_geometry, route_leaves
 from hisac_rec.methods.hisac.routing import Frozen, Routing, route_with_mass
 from hisac_rec.methods.hisac.strength import VOTE_FEATURES, path_vote_features, vote_tiers
@@ -189,9 +196,10 @@ class HiSAC(HistoryMethod):
         agents = activate(leaves, self.config.keep, self.code_counts, self.config.tail_agents)
         slot, filled = to_slots(agents, requests)
         vectors, mass = self._route(history, leaves, agents, slot, filled)
-        events = mass * filled  # what was shared out to each agent, where events are
-        if self.config.routing == "events":
-            events = _spread(agents.votes.to(mass.dtype) / unit, agents, slot, filled, empty=0)
+        if self.config.routing == "events" or mass is None:
+            events = _spread(agents.votes.to(vectors.dtype) / unit, agents, slot, filled, empty=0)
+        else:  # what was shared out to each agent
+            events = mass * filled
         return InterestMemory(
             vectors=vectors * filled.unsqueeze(-1),
             filled=filled,
@@ -245,8 +253,8 @@ class HiSAC(HistoryMethod):
 
     def _route(
         self, history: History, leaves: Leaves, agents: Agents, slot: Tensor, filled: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Routed vectors [R, K, d] and the mass [R, K] behind them."""
+    ) -> tuple[Tensor, Tensor | None]:
+        """Routed vectors [R, K, d], and the mass [R, K] that arrived where it is not the votes."""
         codebook, config = self.codebook, self.config
         how = (config.tau, config.squared_distance, config.routing, filled)
         if config.semantics == "vectors":
@@ -269,12 +277,10 @@ class HiSAC(HistoryMethod):
                 tau=config.tau,
                 squared=config.squared_distance,
             )
-            routed = _slots(route_leaves(sums, geometry), agents, slot, filled)
-            return routed, _spread(agents.votes.to(routed.dtype), agents, slot, filled, empty=0)
+            return _slots(route_leaves(sums, geometry), agents, slot, filled), None
         leaf_vectors = path_vectors(leaves.path, codebook)
         queries = _slots(leaf_vectors[agents.leaf], agents, slot, filled)
-        counts = torch.bincount(leaves.request, minlength=filled.shape[0])
-        offsets = nn.functional.pad(counts.cumsum(0), (1, 0))
+        offsets = offsets_of_rows(leaves.request, filled.shape[0])
         return route_with_mass(sums, Frozen(queries, leaf_vectors, leaves.events, offsets, *how))
 
 

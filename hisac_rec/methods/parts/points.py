@@ -17,7 +17,7 @@ from torch import Tensor
 from hisac_rec.config import Strict
 from hisac_rec.data.inputs import Side
 from hisac_rec.errors import UserError
-from hisac_rec.methods.base import History, MethodShape, request_of_rows
+from hisac_rec.methods.base import History, MethodShape, offsets_of_rows, request_of_rows
 from hisac_rec.methods.hisac.voting import count_leaves, path_vectors
 from hisac_rec.methods.parts.agents import AgentMemory
 from hisac_rec.methods.parts.compressor import Compressor, CompressorConfig, mean_agents
@@ -118,6 +118,5 @@ class PartitionCompressor(Compressor):
         leaves = count_leaves(history.codes, request, requests, self.code_counts)
         codebook = [getattr(self, f"codebook_{level}") for level in range(len(self.code_counts))]
         vectors = path_vectors(leaves.path, codebook)
-        counts = torch.bincount(leaves.request, minlength=requests)
-        offsets = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
+        offsets = offsets_of_rows(leaves.request, requests)
         return Points(vectors, leaves.votes.to(vectors.dtype), offsets, leaves.of_event)
