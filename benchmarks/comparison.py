@@ -68,9 +68,12 @@ def _synthetic(*keys: str) -> tuple[str, ...]:
     return tuple(f"synthetic.{key}" for key in keys)
 
 
-ONE_PASS = ("train.epochs=1",)
-TWO_PASSES = ("train.epochs=2",)
-THREE_PASSES = ("train.epochs=3",)
+def _passes(epochs: int) -> tuple[str, ...]:
+    """Small batches: these sets give a training of some hundred steps, not of tens."""
+    return (f"train.epochs={epochs}", "loader.max_candidates=512")
+
+
+ONE_PASS, TWO_PASSES, THREE_PASSES = map(_passes, (1, 2, 3))
 
 STUDIES = {
     # 748,782 training candidates; histories are at most 7 events older than exact.
@@ -102,7 +105,8 @@ STUDIES = {
             *_synthetic("length_min=5000", "length_median=10000", "length_max=10000"),
             "semantic_ids.codes=[16, 64]",
         ),
-        TWO_PASSES,
+        # The tokens of 10,000 events cut smaller batches already.
+        ("train.epochs=2", "train.warmup_steps=100"),
     ),
     # Where every method's assumption holds: an interest is a category, met often, and a click
     # depends on nothing else but an item's quality. No rival may be a straw man here. Without

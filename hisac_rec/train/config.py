@@ -30,8 +30,9 @@ class TrainConfig(Strict):
     """L2 decay of table rows, applied when a row is touched."""
     dense_weight_decay: float = Field(default=0.0, ge=0)
     """Decoupled weight decay of the dense parameters (AdamW)."""
-    warmup_steps: int = Field(default=100, ge=0)
-    """Steps over which both rates rise linearly from zero."""
+    warmup_steps: int | None = Field(default=None, ge=0)
+    """Steps over which both rates rise linearly from zero; unset: 100, but no more than a tenth
+    of the training, so that a short one reaches its peak rates as well."""
     decay: Literal["none", "linear", "cosine"] = "linear"
     """How both rates fall after the warm-up."""
     final_lr: float = Field(default=0.1, ge=0, le=1)

@@ -24,6 +24,12 @@ _SPARSE: dict[str, type[torch.optim.Optimizer]] = {
     "sgd": SGD,
 }
 
+LONGEST_WARM_UP = 100
+"""Steps of the warm-up where none are asked for."""
+
+WARM_UP_SHARE = 0.1
+"""And the most of a training that it may take."""
+
 
 def attach_sparse_optimizer(tables: EmbeddingCollection, config: TrainConfig) -> None:
     """Fuse the sparse optimiser into the backward pass of the trained tables."""
@@ -89,14 +95,20 @@ class Optimizers:
 
 
 def learning_rate_factor(step: int, progress: float, config: TrainConfig) -> float:
-    """Share of the peak rates: linear warm-up over steps, times decay over progress.
+    """Share of the peak rates: linear warm-up, times decay over progress.
 
     Progress is counted in candidates, so it is exact however batches are cut.
     """
-    warm = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
+    warm = _warm_up(step, progress, config.warmup_steps)
     if config.decay == "none":
         return warm
     done = min(1.0, progress)
     if config.decay == "cosine":
         done = 0.5 - 0.5 * math.cos(math.pi * done)
     return warm * (1.0 - (1.0 - config.final_lr) * done)
+
+
+def _warm_up(step: int, progress: float, steps: int | None) -> float:
+    if steps is None:
+        return min(1.0, max((step + 1) / LONGEST_WARM_UP, progress / WARM_UP_SHARE))
+    return min(1.0, (step + 1) / steps) if steps else 1.0

@@ -24,6 +24,14 @@ def test_warm_up_is_linear_over_steps() -> None:
     assert found == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
 
 
+def test_warm_up_takes_no_more_than_a_tenth_of_a_short_training() -> None:
+    unset = config(warmup_steps=None)
+    long = [learning_rate_factor(step, step / 5_000, unset) for step in (0, 49, 99, 100)]
+    assert long == pytest.approx([0.01, 0.5, 1.0, 1.0])
+    short = [learning_rate_factor(step, step / 40, unset) for step in (0, 2, 4, 5)]
+    assert short == pytest.approx([0.01, 0.5, 1.0, 1.0])
+
+
 @pytest.mark.parametrize(
     ("decay", "expected"),
     [
@@ -45,18 +53,19 @@ def test_cosine_is_flat_at_both_ends() -> None:
 @given(
     step=st.integers(0, 1_000),
     progress=st.floats(0, 2),
-    warmup=st.integers(0, 50),
+    warmup=st.none() | st.integers(0, 50),
     decay=st.sampled_from(["none", "linear", "cosine"]),
     final=st.floats(0, 1),
 )
 def test_the_factor_is_a_share(
-    step: int, progress: float, warmup: int, decay: str, final: float
+    step: int, progress: float, warmup: int | None, decay: str, final: float
 ) -> None:
     keys = config(warmup_steps=warmup, decay=decay, final_lr=final)
     factor = learning_rate_factor(step, progress, keys)
     assert 0 <= factor <= 1
-    later = learning_rate_factor(step + warmup, progress + 0.1, keys)
-    if step >= warmup:
+    steps = 100 if warmup is None else warmup
+    later = learning_rate_factor(step + steps, progress + 0.1, keys)
+    if step >= steps:
         assert later <= factor + 1e-12
 
 
