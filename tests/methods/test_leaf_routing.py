@@ -12,8 +12,8 @@ from torch import Tensor
 from hisac_rec.methods.base import request_of_rows
 from hisac_rec.methods.hisac import leaf_routing
 from hisac_rec.methods.hisac.leaf_routing import LeafGeometry, leaf_geometry, route_leaves
-from hisac_rec.methods.hisac.routing import Frozen, soft_route
 from hisac_rec.methods.hisac.voting import activate, count_leaves, path_vectors, to_slots
+from hisac_rec.ops.soft_route import Frozen, soft_route
 
 WIDTH = 3
 

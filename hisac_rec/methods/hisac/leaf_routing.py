@@ -4,7 +4,7 @@ All events of a leaf share one key, so a request's history is its U_r occupied l
 A_r agents are some of them. Every (agent, leaf) pair of a request is one number of a jagged
 list: no slot and no row is padded. Distances come from the Gram matrix of the code words, so
 a pair costs D look-ups instead of a product of s numbers, and the weighted sums are weighted
-embedding bags. The same on CPU and GPU. :func:`hisac_rec.methods.hisac.routing.soft_route` is
+embedding bags. The same on CPU and GPU. :func:`hisac_rec.ops.soft_route.soft_route` is
 the general form, for keys of each event's own.
 
 Legend: R requests, U occupied leaves, A agents, P (agent, leaf) pairs of the same request,

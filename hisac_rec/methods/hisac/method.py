@@ -26,7 +26,6 @@ from hisac_rec.methods.base import (
     request_of_rows,
 )
 from hisac_rec.methods.hisac.leaf_routing import leaf_geometry, route_leaves
-from hisac_rec.methods.hisac.routing import Frozen, Routing, route_with_mass
 from hisac_rec.methods.hisac.strength import VOTE_FEATURES, path_vote_features, vote_tiers
 from hisac_rec.methods.hisac.voting import (
     VOTE_UNIT,
@@ -43,6 +42,7 @@ from hisac_rec.methods.hisac.voting import (
 from hisac_rec.methods.parts.agents import AgentMemory, AgentReader, ReaderConfig
 from hisac_rec.methods.parts.attention import CandidateAttention, Kinship
 from hisac_rec.methods.recent import newest_events
+from hisac_rec.ops.soft_route import Frozen, Routing, route_with_mass
 
 MOST_PATHS = 1 << 43
 """Paths of codes that can be told apart: each request's have numbers of their own, and those

@@ -1,7 +1,9 @@
-"""Soft routing: the fused operator equals the plain reference, forward and backward."""
+"""Soft routing: every backend equals the plain reference, forward and backward."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -10,9 +12,34 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hisac_rec.methods.hisac import routing
 from hisac_rec.methods.hisac.reference import route, share_out
-from hisac_rec.methods.hisac.routing import Frozen, Routing, route_with_mass, soft_route
+from hisac_rec.ops.soft_route import (
+    Frozen,
+    Routing,
+    fused,
+    op,
+    padded,
+    route_with_mass,
+    soft_route,
+    stream,
+)
+
+ONE_AT_A_TIME = ("padded", 1), ("padded", 100), ("padded", 1 << 24)
+STREAMED = ("stream", 1), ("stream", 1 << 18)
+EXACT = [*ONE_AT_A_TIME, *STREAMED]
+"""Backends and how many scores they hold at a time; all of them compute in the inputs' type."""
+
+
+@contextmanager
+def computed_by(name: str, scores: int) -> Iterator[None]:
+    """Let one backend do all routing."""
+    backend = {"padded": padded, "stream": stream, "fused": fused}[name]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(op, "choose_backend", lambda *_: backend)
+        patch.setattr(padded, "CHUNK_ELEMENTS", scores)
+        patch.setattr(stream, "BUFFER_ELEMENTS", scores)
+        patch.setattr(stream, "LEAST_ROWS", 3)
+        yield
 
 
 def offsets_of(lengths: list[int]) -> Tensor:
@@ -55,7 +82,7 @@ def plain(values: Tensor, frozen: Frozen) -> Tensor:
     return result
 
 
-@pytest.mark.parametrize("chunk", [1, 100, 1 << 24])
+@pytest.mark.parametrize("backend", EXACT)
 @settings(max_examples=40, deadline=None)
 @given(
     lengths=st.lists(st.sampled_from([0, 1, 2, 15, 16, 17, 40]), min_size=1, max_size=5),
@@ -65,15 +92,19 @@ def plain(values: Tensor, frozen: Frozen) -> Tensor:
     seed=st.integers(0, 99),
 )
 def test_equals_the_reference(
-    chunk: int, lengths: list[int], slots: int, tau: float, squared: bool, seed: int
+    backend: tuple[str, int],
+    lengths: list[int],
+    slots: int,
+    tau: float,
+    squared: bool,
+    seed: int,
 ) -> None:
     values, frozen = random_case(lengths, slots, tau=tau, squared=squared, seed=seed)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(routing, "CHUNK_ELEMENTS", chunk)
+    with computed_by(*backend):
         torch.testing.assert_close(soft_route(values, frozen), plain(values, frozen))
 
 
-@pytest.mark.parametrize("chunk", [1, 100, 1 << 24])
+@pytest.mark.parametrize("backend", ONE_AT_A_TIME)
 @pytest.mark.parametrize("way", ["agents", "hard"])
 @settings(max_examples=25, deadline=None)
 @given(
@@ -83,14 +114,18 @@ def test_equals_the_reference(
     seed=st.integers(0, 99),
 )
 def test_sharing_events_out_equals_the_reference(
-    chunk: int, way: Routing, lengths: list[int], slots: int, squared: bool, seed: int
+    backend: tuple[str, int],
+    way: Routing,
+    lengths: list[int],
+    slots: int,
+    squared: bool,
+    seed: int,
 ) -> None:
     values, frozen = random_case(lengths, slots, squared=squared, seed=seed)
     generator = torch.Generator().manual_seed(seed)
     used = torch.randint(1, slots + 1, (len(lengths),), generator=generator)
     filled = torch.arange(slots) < used[:, None]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(routing, "CHUNK_ELEMENTS", chunk)
+    with computed_by(*backend):
         found, mass = route_with_mass(values, replace(frozen, routing=way, filled=filled))
     torch.testing.assert_close(mass.sum(1), torch.tensor(lengths, dtype=torch.float64))
     # No event is lost: agents weighted by their mass add up to the history.
@@ -123,17 +158,18 @@ def test_gradient_of_shared_out_values(way: Routing) -> None:
     assert torch.autograd.gradcheck(lambda v: soft_route(v, shared), (values,))
 
 
+@pytest.mark.parametrize("backend", ["padded", "stream", "fused"])
 @pytest.mark.parametrize("squared", [False, True])
-def test_thousands_of_events_in_fp32(squared: bool) -> None:
+def test_thousands_of_events_in_fp32(backend: str, squared: bool) -> None:
     values, frozen = random_case([3_000, 0, 1], 2, squared=squared, tau=0.1, dtype=torch.float32)
-    found = soft_route(values, frozen)
+    with computed_by(backend, 1 << 12):
+        found = soft_route(values, frozen)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found.double(), plain(values, frozen), rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("chunk", [1, 1 << 24])
-def test_counted_rows_stand_for_that_many_events(chunk: int, monkeypatch) -> None:
-    monkeypatch.setattr(routing, "CHUNK_ELEMENTS", chunk)
+@pytest.mark.parametrize("backend", EXACT)
+def test_counted_rows_stand_for_that_many_events(backend: tuple[str, int]) -> None:
     sums, frozen = random_case([3, 0, 20], 2, counted=True)
     assert frozen.counts is not None
     copies = frozen.counts
@@ -147,24 +183,28 @@ def test_counted_rows_stand_for_that_many_events(chunk: int, monkeypatch) -> Non
         frozen.squared,
     )
     mean = (sums / copies.unsqueeze(1)).repeat_interleave(copies, 0)
-    torch.testing.assert_close(soft_route(sums, frozen), soft_route(mean, one_by_one))
+    with computed_by(*backend):
+        torch.testing.assert_close(soft_route(sums, frozen), soft_route(mean, one_by_one))
 
 
-def test_very_distant_events_do_not_overflow() -> None:
+@pytest.mark.parametrize("backend", ["padded", "stream"])
+def test_very_distant_events_do_not_overflow(backend: str) -> None:
     values, frozen = random_case([50], 2, tau=1e-3)
     far = Frozen(frozen.queries, frozen.keys * 1e3, None, frozen.offsets, 1e-3, True)
-    assert soft_route(values, far).isfinite().all()
-    torch.testing.assert_close(soft_route(values, far), plain(values, far))
+    with computed_by(backend, 64):
+        found = soft_route(values, far)
+    assert found.isfinite().all()
+    torch.testing.assert_close(found, plain(values, far))
 
 
-@pytest.mark.parametrize("chunk", [1, 60, 1 << 24])
+@pytest.mark.parametrize("backend", EXACT)
 @pytest.mark.parametrize("counted", [False, True])
 @pytest.mark.parametrize("squared", [False, True])
-def test_gradient_of_values(chunk: int, counted: bool, squared: bool, monkeypatch) -> None:
-    monkeypatch.setattr(routing, "CHUNK_ELEMENTS", chunk)
+def test_gradient_of_values(backend: tuple[str, int], counted: bool, squared: bool) -> None:
     values, frozen = random_case([4, 0, 19, 1], 3, squared=squared, counted=counted)
     values.requires_grad_()
-    assert torch.autograd.gradcheck(lambda v: soft_route(v, frozen), (values,))
+    with computed_by(*backend):
+        assert torch.autograd.gradcheck(lambda v: soft_route(v, frozen), (values,))
 
 
 def test_nothing_flows_to_queries_and_keys() -> None:
@@ -199,3 +239,104 @@ def test_autocast_does_not_reach_the_distances() -> None:
     found.float().sum().backward()
     assert values.grad is not None
     assert values.grad.isfinite().all()
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    lengths=st.lists(st.sampled_from([0, 1, 16, 63, 64, 65, 140]), min_size=1, max_size=4),
+    slots=st.sampled_from([1, 3, 64, 70]),
+    counted=st.booleans(),
+    squared=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_the_kernels_equal_plain_torch(
+    lengths: list[int], slots: int, counted: bool, squared: bool, seed: int
+) -> None:
+    """On a GPU where there is one, else under Triton's interpreter."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    values, frozen = random_case(
+        lengths, slots, counted=counted, squared=squared, dtype=torch.float32, seed=seed
+    )
+    gradient = torch.randn(len(lengths), slots, values.shape[1])
+    values, gradient, frozen = values.to(device), gradient.to(device), moved(frozen, device)
+    expected, found = padded.forward(values, frozen), fused.forward(values, frozen)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        fused.backward(gradient, expected.highest, frozen),
+        padded.backward(gradient, expected.highest, frozen),
+        rtol=1e-4,
+        atol=1e-4,
+    )
+
+
+def test_kernels_take_half_precision() -> None:
+    """16 bits in, fp32 within: as far from fp32 as the rounding of the result."""
+    # Triton's interpreter has no bf16.
+    device, half = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.half)
+    values, frozen = random_case([90, 0, 40], 5, dtype=torch.float32)
+    rounded = [one.to(half) for one in (frozen.queries, frozen.keys, values)]
+    exact = [one.float() for one in rounded]
+    coarse = moved(replace(frozen, queries=rounded[0], keys=rounded[1]), device)
+    fine = moved(replace(frozen, queries=exact[0], keys=exact[1]), device)
+    found = fused.forward(rounded[2].to(device), coarse)
+    assert found.vectors.dtype == half
+    expected = padded.forward(exact[2].to(device), fine)
+    torch.testing.assert_close(found.vectors.float(), expected.vectors, rtol=1e-2, atol=1e-2)
+    gradient = torch.randn_like(expected.vectors).to(half)
+    torch.testing.assert_close(
+        fused.backward(gradient, expected.highest, coarse).float(),
+        padded.backward(gradient.float(), expected.highest, fine),
+        rtol=1e-2,
+        atol=1e-2,
+    )
+
+
+@pytest.mark.parametrize("routing", ["events", "agents", "hard"])
+@pytest.mark.parametrize("lengths", [[4, 0, 19], [300, 280]])
+def test_the_operator_keeps_its_promises(lengths: list[int], routing: Routing) -> None:
+    """Schema, fake tensors, autograd registration and AOT dispatch, by torch's own checker."""
+    values, frozen = random_case(lengths, 3, counted=True)
+    frozen = replace(frozen, routing=routing)
+    arguments = op._arguments(frozen)
+    torch.library.opcheck(op._soft_route, (values, *arguments))
+    torch.library.opcheck(op._soft_route, (values.requires_grad_(), *arguments))
+
+
+def test_compiles_without_a_graph_break() -> None:
+    values, frozen = random_case([4, 0, 19], 3)
+
+    def loss(rows: Tensor) -> Tensor:
+        return soft_route(rows * 2, frozen).square().sum()
+
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(values), loss(values))
+
+
+@pytest.mark.parametrize(
+    ("device", "lengths", "routing", "expected"),
+    [
+        ("cpu", [300, 400], "events", stream),
+        ("cpu", [30, 40], "events", padded),
+        ("cpu", [300, 400], "hard", padded),
+        ("cuda", [30, 40], "events", fused),
+        ("cuda", [30, 40], "agents", padded),
+    ],
+)
+def test_backends_by_device_and_size(
+    device: str, lengths: list[int], routing: Routing, expected: object
+) -> None:
+    _, frozen = random_case(lengths, 2)
+    frozen = replace(frozen, routing=routing)
+    assert op.choose_backend(torch.device(device), frozen) is expected
+
+
+def moved(frozen: Frozen, device: str) -> Frozen:
+    counts = None if frozen.counts is None else frozen.counts.to(device)
+    return replace(
+        frozen,
+        queries=frozen.queries.to(device),
+        keys=frozen.keys.to(device),
+        offsets=frozen.offsets.to(device),
+        counts=counts,
+    )

@@ -1,0 +1,1 @@
+"""Operators of our own: one signature each, a backend for each device, a plain reference."""
