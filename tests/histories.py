@@ -41,7 +41,7 @@ def make_case(
     events, count = sum(lengths), sum(candidates)
     history = History(
         offsets=offsets_of(lengths),
-        values=normal(events, DIM).requires_grad_(),
+        events=normal(events, DIM).requires_grad_(),
         codes=codes(events),
         vectors=normal(events, VECTOR_DIM),
         age=torch.rand(events, generator=generator),

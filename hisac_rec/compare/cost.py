@@ -212,7 +212,7 @@ def _history(
     age = np.sort(generator.random(events))[::-1] * SPAN
     return History(
         offsets=torch.tensor([0, events]),
-        values=_values(job, events, generator),
+        events=_values(job, events, generator),
         codes=torch.from_numpy(job.items.codes[items].astype(np.int64)),
         vectors=_vectors(method, job, items, "history"),
         age=torch.from_numpy(age.astype(np.float32)),

@@ -24,6 +24,8 @@ from torch import Tensor, nn
 from hisac_rec.config import Strict
 from hisac_rec.data.inputs import Side
 from hisac_rec.errors import UserError, did_you_mean
+from hisac_rec.methods.events import EventRows
+from hisac_rec.ops.rows import sum_rows, take_rows
 
 
 @dataclass
@@ -32,8 +34,8 @@ class History:
 
     offsets: Tensor
     """[R+1] int64."""
-    values: Tensor
-    """[T, d] trainable event embeddings e': sums of table rows, no non-linearity."""
+    events: EventRows | Tensor
+    """Trainable event embeddings e', as sums of table rows (no non-linearity) or as [T, d]."""
     codes: Tensor
     """[T, D] int64 semantic-ID codes; D = 0 where the data set has none."""
     vectors: Tensor | None
@@ -42,11 +44,41 @@ class History:
     """[T] float32: request time minus event time."""
     features: dict[str, Tensor] = field(default_factory=dict)
     """Single-valued item features the method asked for, name -> [T] int64 ids."""
+    _values: Tensor | None = field(default=None, init=False, repr=False)
 
     @property
     def num_requests(self) -> int:
         """R."""
         return self.offsets.shape[0] - 1
+
+    @property
+    def num_events(self) -> int:
+        """T."""
+        return len(self.events)
+
+    @property
+    def values(self) -> Tensor:
+        """[T, d] e' of every event. A method that needs sums or some of them asks for those."""
+        if isinstance(self.events, Tensor):
+            return self.events
+        # What was built where no gradient was wanted does not serve where one is.
+        blind = self._values is not None and not self._values.requires_grad
+        if self._values is None or (blind and torch.is_grad_enabled()):
+            self._values = self.events.each()
+        return self._values
+
+    def sums(self, owner: Tensor, groups: int) -> Tensor:
+        """[groups, d] sums of e' by ``owner`` [T] int64. O(T d), nothing of size T d kept."""
+        if isinstance(self.events, EventRows):
+            return self.events.sums(owner, groups)
+        every = torch.arange(len(owner), device=owner.device)
+        return sum_rows(self.events, every, owner, groups)
+
+    def take(self, rows: Tensor) -> Tensor:
+        """[n, d] e' of the events ``rows`` [n] int64. O(n d)."""
+        if isinstance(self.events, EventRows):
+            return self.events.take(rows)
+        return take_rows(self.events, rows)
 
 
 @dataclass
@@ -141,7 +173,7 @@ def method_names() -> list[str]:
     """Names of the shipped methods."""
     package = importlib.import_module("hisac_rec.methods")
     modules = {module.name for module in pkgutil.iter_modules(package.__path__)}
-    return sorted(modules - {"base", "parts"})
+    return sorted(modules - {"base", "events", "parts"})
 
 
 def find_method(name: str) -> type[HistoryMethod]:

@@ -124,7 +124,7 @@ class Method(HistoryMethod):
     def compress(self, history: History) -> SequenceMemory:
         """Run the newest events through the layers; keep each layer's keys and values."""
         rows, offsets = crop(history.offsets, self.config.max_events, "last")
-        events, age = history.values[rows], history.age[rows]
+        events, age = history.take(rows), history.age[rows]
         sequence = Rows(offsets, places(offsets, len(rows)))
         pairs = make_pairs(sequence, sequence)
         bias = TimedPairs(age, age, pairs)

@@ -221,7 +221,7 @@ class Merge(nn.Module):
         row = torch.maximum(row, start[request].unsqueeze(1))
         bucket = (4 * (1 + later).to(torch.float32).log2()).long()
         bucket = bucket.clamp_max(RECENCY_BUCKETS - 1).flatten()
-        events = history.values.index_select(0, row.flatten())
+        events = history.take(row.flatten())
         events = events + self.recency.index_select(0, bucket)
         groups = events.unflatten(0, row.shape)
         if self.inner is not None:

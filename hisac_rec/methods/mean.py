@@ -25,9 +25,8 @@ class Method(HistoryMethod):
 
     def compress(self, history: History) -> Tensor:
         """[R, d] mean of the events. O(T d)."""
-        request = request_of_rows(history.offsets, history.values.shape[0])
-        sums = history.values.new_zeros((history.num_requests, self.dim))
-        sums = sums.index_add(0, request, history.values)
+        request = request_of_rows(history.offsets, history.num_events)
+        sums = history.sums(request, history.num_requests)
         return sums / history.offsets.diff().clamp_min(1).unsqueeze(1)
 
     def read(self, memory: Tensor, candidates: Candidates) -> Tensor:

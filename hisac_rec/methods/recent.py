@@ -59,11 +59,10 @@ def newest_events(history: History, count: int) -> tuple[Tensor, Tensor]:
     ends = history.offsets[1:].unsqueeze(1)
     rows = ends - 1 - torch.arange(count, device=ends.device)
     filled = rows >= history.offsets[:-1].unsqueeze(1)
-    if not history.values.shape[0]:
+    if not history.num_events:
         # The sum of nothing keeps the zeros in the graph: what made the (absent) events gets
         # a gradient on a rank without data too, or data-parallel training waits for it.
         nothing = history.values.new_zeros((*filled.shape, history.values.shape[1]))
         return nothing + history.values.sum(), filled
-    # index_select's gradient is an index_add; that of plain indexing sorts all rows first.
-    events = history.values.index_select(0, rows.clamp_min(0).flatten()).unflatten(0, rows.shape)
+    events = history.take(rows.clamp_min(0).flatten()).unflatten(0, rows.shape)
     return events * filled.unsqueeze(-1), filled

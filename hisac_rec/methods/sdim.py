@@ -74,7 +74,7 @@ class Method(HistoryMethod):
         The events are added group by group: nothing of size T * m * d exists.
         """
         requests = history.num_requests
-        first = self.buckets * request_of_rows(history.offsets, history.values.shape[0])
+        first = self.buckets * request_of_rows(history.offsets, history.num_events)
         places = first.unsqueeze(1) + self.signatures(history.values)
         empty = history.values.new_zeros((requests * self.buckets, self.dim))
         sums = [empty.index_add(0, place, history.values) for place in places.unbind(1)]

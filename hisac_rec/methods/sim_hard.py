@@ -84,11 +84,11 @@ class Method(HistoryMethod):
 
     def compress(self, history: History) -> CategoryIndex:
         """Sort the events. O(T log T + T d)."""
-        request = request_of_rows(history.offsets, history.values.shape[0])
+        request = request_of_rows(history.offsets, history.num_events)
         keys = self._keys(request, history.codes, history.features)
         # Stable: events of a category stay oldest first.
         keys, order = keys.sort(stable=True)
-        return CategoryIndex(keys, history.values.index_select(0, order))
+        return CategoryIndex(keys, history.take(order))
 
     def read(self, memory: CategoryIndex, candidates: Candidates) -> Tensor:
         """[N, 1, d]: attention over the newest k events of the same key."""

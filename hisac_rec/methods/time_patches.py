@@ -22,7 +22,7 @@ class Method(Compressor):
     def compress(self, history: History) -> AgentMemory:
         """Patches, oldest first. O(T d + R K d)."""
         return mean_agents(
-            history, patches(history.offsets, history.values.shape[0], self.config.agents)
+            history, patches(history.offsets, history.num_events, self.config.agents)
         )
 
 

@@ -92,7 +92,7 @@ class DenseRanker(nn.Module):
                 offsets=batch.candidate_offsets,
                 values=self.candidates(
                     rows, batch.owners, batch.candidate_items, batch.candidate_items.float()
-                ),
+                ).each(),
                 codes=batch.candidate_codes,
                 placed=batch.candidate_placed,
                 features=batch.candidate_features,
@@ -120,7 +120,7 @@ class DenseRanker(nn.Module):
         semantic = self._of_side(vectors, "history")  # of the distinct items
         return History(
             offsets=batch.history_offsets,
-            values=self.events(
+            events=self.events(
                 rows,
                 batch.owners,
                 batch.history_type,

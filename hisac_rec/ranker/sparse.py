@@ -16,6 +16,7 @@ from torchrec.modules.embedding_modules import EmbeddingCollection
 from torchrec.sparse.jagged_tensor import JaggedTensor
 
 from hisac_rec.data.inputs import InputSpec, Lookup
+from hisac_rec.methods.events import EventRows
 from hisac_rec.ranker.config import TableConfig
 
 VECTOR_TABLE = "semantic_vector"
@@ -92,7 +93,7 @@ class EventEncoder(nn.Module):
         event_type: Tensor,
         age: Tensor,
         distinct: tuple[Tensor, Tensor] | None = None,
-    ) -> Tensor:
+    ) -> EventRows:
         """Embed events.
 
         Args:
@@ -104,7 +105,7 @@ class EventEncoder(nn.Module):
                 where each event was looked up.
 
         Returns:
-            [T, d]. O(U d) per lookup and O(T d).
+            [T, d] as sums of rows that are built when they are asked for. O(U d) per lookup.
         """
         count = len(event_type) if distinct is None else len(distinct[0])
         total: Tensor | None = None
@@ -113,14 +114,14 @@ class EventEncoder(nn.Module):
             total = part if total is None else total + part
         if total is None:
             total = torch.zeros((count, self.dim), device=age.device)
-        if distinct is not None:
-            total = total.index_select(0, distinct[1])
+        each = torch.arange(count, device=age.device) if distinct is None else distinct[1]
+        parts = [(total, each)]
         if self.types is not None:
-            total = total + self.types(event_type)
+            parts.append((self.types.weight, event_type))
         if self.ages is not None:
             bucket = age.clamp_min(0).add(1).log2().long()
-            total = total + self.ages(bucket.clamp_max(self.ages.num_embeddings - 1))
-        return total
+            parts.append((self.ages.weight, bucket.clamp_max(self.ages.num_embeddings - 1)))
+        return EventRows(parts)
 
 
 def pooled_rows(

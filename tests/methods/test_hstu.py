@@ -109,7 +109,7 @@ def test_thousands_of_events_in_fp32() -> None:
     """More blocks than one, in fp32, against the same in float64."""
     history, candidates = make_days([3_000, 1, 0], [2, 1, 1])
     exact = make_method(max_events=700)(history, candidates)
-    history.values, candidates.values = history.values.float(), candidates.values.float()
+    history.events, candidates.values = history.values.float(), candidates.values.float()
     found = make_method(torch.float32, max_events=700)(history, candidates)
     torch.testing.assert_close(found.double(), exact, rtol=1e-3, atol=1e-3)
 

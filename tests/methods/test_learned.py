@@ -151,7 +151,7 @@ def test_agents_differ_from_the_start() -> None:
     torch.manual_seed(0)
     method = Method(CompressorConfig(agents=8), make_shape())
     history, _ = make_case([100], [1])
-    history.values = history.values.detach() * 0.05
+    history.events = history.values.detach() * 0.05
     agents = method.compress(history).vectors[0]
     centre = history.values.mean(0)
     assert ((agents - centre).norm(dim=1) > 0.1 * history.values.std()).all()

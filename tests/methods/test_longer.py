@@ -119,7 +119,7 @@ def test_thousands_of_events_in_fp32(candidate: str) -> None:
     history, candidates = make_case([3_000, 1, 0], [1, 1, 1], dtype=torch.float64)
     with torch.no_grad():
         exact = plain(make_method(recent=5, candidate=candidate), history, candidates)
-        history.values, candidates.values = history.values.float(), candidates.values.float()
+        history.events, candidates.values = history.values.float(), candidates.values.float()
         method = make_method(torch.float32, recent=5, candidate=candidate)
         found = method(history, candidates)
     torch.testing.assert_close(found.double(), exact, rtol=1e-3, atol=1e-3)

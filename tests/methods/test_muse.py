@@ -157,7 +157,7 @@ def test_gradient_of_the_whole_method() -> None:
     history, wanted = make_case([9, 0, 1], [2, 1, 1], dtype=torch.float64)
 
     def run(values: Tensor, queries: Tensor, mixture: Tensor) -> Tensor:
-        moved = replace(history, values=values), replace(wanted, values=queries)
+        moved = replace(history, events=values), replace(wanted, values=queries)
         return torch.func.functional_call(method, {"mixture": mixture}, moved)
 
     assert torch.autograd.gradcheck(run, (history.values, wanted.values, method.mixture))

@@ -187,7 +187,7 @@ class HiSAC(HistoryMethod):
     def compress(self, history: History) -> InterestMemory:
         """Votes -> agents -> routed vectors, candidate-independent."""
         requests = history.num_requests
-        request = request_of_rows(history.offsets, history.values.shape[0])
+        request = request_of_rows(history.offsets, history.num_events)
         votes, unit = None, 1
         if self.config.vote_half_life is not None:
             votes = recent_votes(history.offsets, request, self.config.vote_half_life)
@@ -266,8 +266,7 @@ class HiSAC(HistoryMethod):
                 history.values, Frozen(queries, keys, None, history.offsets, *how)
             )
         # Events of one leaf share their key, so route the leaves' sums, each counted by votes.
-        sums = history.values.new_zeros((len(leaves.path), history.values.shape[1]))
-        sums = sums.index_add(0, leaves.of_event, history.values)
+        sums = history.sums(leaves.of_event, len(leaves.path))
         if config.routing == "events":
             geometry = leaf_geometry(
                 leaves,

@@ -59,12 +59,11 @@ def mean_agents(history: History, slot: Tensor) -> AgentMemory:
         K is the largest slot in use plus 1; slots without events are unfilled.
         O(T d + R K d).
     """
-    requests, width = history.num_requests, history.values.shape[1]
+    requests = history.num_requests
     slots = int(slot.max()) + 1 if len(slot) else 1
     place = request_of_rows(history.offsets, len(slot)) * slots + slot
     events = torch.bincount(place, minlength=requests * slots).view(requests, slots)
-    sums = history.values.new_zeros((requests * slots, width))
-    sums = sums.index_add(0, place, history.values).view(requests, slots, width)
+    sums = history.sums(place, requests * slots).unflatten(0, (requests, slots))
     return AgentMemory(
         vectors=sums / events.clamp_min(1).unsqueeze(-1),
         filled=events > 0,

@@ -92,7 +92,7 @@ class PartitionCompressor(Compressor):
     def compress(self, history: History) -> AgentMemory:
         """Partition the events, then take means: no gradient flows through the partition."""
         # In 8 significant bits, near points would fall together: autocast stops here.
-        with torch.no_grad(), torch.autocast(history.values.device.type, enabled=False):
+        with torch.no_grad(), torch.autocast(history.offsets.device.type, enabled=False):
             points = self.points(history)
             slot = self.assign(points)[points.of_event]
         return mean_agents(history, slot)

@@ -1,0 +1,47 @@
+"""Event embeddings that are not built until somebody reads them one by one.
+
+An event's embedding e' is a plain sum of table rows: of its item, its type, its age. So any
+weighted sum of events is a weighted sum of rows, and most compressors need no [T, d] at all.
+
+Legend: T events, X rows of a table, G groups, d width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
+
+import torch
+from torch import Tensor
+
+from hisac_rec.ops.rows import sum_rows, take_rows
+
+
+@dataclass(frozen=True)
+class EventRows:
+    """T events, each the sum of one row of every part.
+
+    Args:
+        parts: (table [X, d], row of each event [T] int64); at least one.
+    """
+
+    parts: Sequence[tuple[Tensor, Tensor]]
+
+    def __len__(self) -> int:
+        """T."""
+        return len(self.parts[0][1])
+
+    def each(self) -> Tensor:
+        """[T, d] all events. O(T d) for each part."""
+        return reduce(torch.add, (take_rows(table, at) for table, at in self.parts))
+
+    def take(self, rows: Tensor) -> Tensor:
+        """[n, d] the events ``rows`` [n]. O(n d) for each part."""
+        some = ((table, at.index_select(0, rows)) for table, at in self.parts)
+        return reduce(torch.add, (take_rows(table, at) for table, at in some))
+
+    def sums(self, owner: Tensor, groups: int) -> Tensor:
+        """[G, d] sums of the events by ``owner`` [T]. O(T d) for each part, O(T) memory."""
+        parts = (sum_rows(table, at, owner, groups) for table, at in self.parts)
+        return reduce(torch.add, parts)
