@@ -160,14 +160,14 @@ def _affordable(steps: list[tuple[int, float, float]], events: int) -> bool:
 
 def _count(method: HistoryMethod, job: Job, length: int, events: int) -> tuple[Cost, int]:
     generator = np.random.default_rng(length)
-    history = _history(method, job, events, generator)
+    history = generated_history(method, job, events, generator)
     reads = []
     with torch.no_grad():
         with OperationCounter() as compress:
             memory = method.compress(history)
         largest = compress.largest
         for count in CANDIDATES:
-            candidates = _candidates(method, job, count, generator)
+            candidates = generated_candidates(method, job, count, generator)
             with OperationCounter() as read:
                 method.read(memory, candidates)
             reads.append(read.total)
@@ -205,9 +205,10 @@ def _tensors(node: Any) -> Iterator[Tensor]:
             yield from _tensors(value)
 
 
-def _history(
+def generated_history(
     method: HistoryMethod, job: Job, events: int, generator: np.random.Generator
 ) -> History:
+    """One request's history of so many items of the job's data, drawn by popularity."""
     items = _draw_items(job, events, generator)
     age = np.sort(generator.random(events))[::-1] * SPAN
     return History(
@@ -220,9 +221,10 @@ def _history(
     )
 
 
-def _candidates(
+def generated_candidates(
     method: HistoryMethod, job: Job, count: int, generator: np.random.Generator
 ) -> Candidates:
+    """So many candidates of one request, drawn likewise."""
     items = _draw_items(job, count, generator)
     return Candidates(
         offsets=torch.tensor([0, count]),

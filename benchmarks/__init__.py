@@ -1,0 +1,1 @@
+"""Studies and measurements behind the pages of docs/results; run from the repository's root."""

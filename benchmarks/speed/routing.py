@@ -1,0 +1,191 @@
+"""Soft routing against the machine's matrix product, and against the forms people write."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from benchmarks.speed.measure import (
+    SGEMM_OPERATIONS,
+    Figure,
+    Topic,
+    figure,
+    sgemm,
+    take_turns,
+)
+from hisac_rec.ops.soft_route import Frozen, soft_route
+
+AGENTS, WIDTH, TAU = 200, 64, 0.5
+SHAPES = {2_000: 16, 10_000: 4}
+"""Events a request, and how many requests."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """Requests of the same length, which is where padding costs nothing.
+
+    Legend: R requests, L events of each, K agents, s = d = 64.
+    """
+
+    values: Tensor
+    frozen: Frozen
+    requests: int
+    length: int
+
+    @property
+    def operations(self) -> int:
+        """Of the two matrix products alone: distances and weighted sums."""
+        return 2 * self.requests * self.length * AGENTS * (WIDTH + WIDTH)
+
+
+def make_case(requests: int, length: int) -> Case:
+    """Normal vectors at distances of about one, as normalised semantic vectors have them."""
+    generator = torch.Generator().manual_seed(0)
+
+    def unit(*shape: int) -> Tensor:
+        return functional.normalize(torch.randn(*shape, WIDTH, generator=generator), dim=-1)
+
+    offsets = torch.arange(0, requests * length + 1, length)
+    frozen = Frozen(unit(requests, AGENTS), unit(requests * length), None, offsets, TAU, False)
+    values = torch.randn(requests * length, WIDTH, generator=generator).requires_grad_()
+    return Case(values, frozen, requests, length)
+
+
+def routed(case: Case, values: Tensor) -> Tensor:
+    """The operator."""
+    return soft_route(values, case.frozen)
+
+
+def _both_passes(route: Callable[[Case, Tensor], Tensor], case: Case) -> None:
+    found = route(case, case.values)
+    torch.autograd.grad(found, case.values, torch.ones_like(found))
+
+
+def padded_eager(case: Case, values: Tensor) -> Tensor:
+    """What one writes first: batched products over padded requests, softmax, product."""
+    shape = case.requests, case.length, -1
+    keys, values = case.frozen.keys.view(shape), values.view(shape)
+    distance = torch.cdist(case.frozen.queries, keys, compute_mode="use_mm_for_euclid_dist")
+    return torch.softmax(distance / -TAU, dim=-1) @ values
+
+
+def one_by_one(case: Case, values: Tensor) -> Tensor:
+    """The same, request by request."""
+    rows = case.frozen.keys.split(case.length), values.split(case.length)
+    found = [
+        torch.softmax(torch.cdist(query, keys) / -TAU, dim=-1) @ own
+        for query, keys, own in zip(case.frozen.queries, *rows, strict=True)
+    ]
+    return torch.stack(found)
+
+
+def fbgemm_jagged(case: Case, values: Tensor) -> Tensor:
+    """The jagged operators of fbgemm: products, softmax and sums on jagged rows."""
+    offsets, longest = case.frozen.offsets, case.length
+    queries, keys = case.frozen.queries, case.frozen.keys
+    ops = torch.ops.fbgemm
+    products, _ = ops.jagged_dense_bmm(keys, offsets, queries.transpose(1, 2).contiguous(), longest)
+    request = torch.arange(case.requests).repeat_interleave(case.length)
+    squares = (keys * keys).sum(1, keepdim=True) + (queries * queries).sum(2)[request]
+    scores = (squares - 2 * products).clamp_min(0).sqrt() / -TAU
+    weights, _ = ops.jagged_softmax(scores, offsets, longest)
+    return ops.jagged_jagged_bmm(weights, values, offsets, longest)
+
+
+def attention(case: Case, values: Tensor) -> Tensor:
+    """``scaled_dot_product_attention``, where it applies: *squared* distance is a product plus
+    a bias of the key; the plain distance of the paper is beyond it.
+    """
+    shape = case.requests, case.length, -1
+    keys, values = case.frozen.keys.view(shape), values.view(shape)
+    bias = (keys * keys).sum(-1).div(-TAU).unsqueeze(1)
+    queries = case.frozen.queries * (2 / TAU)
+    return functional.scaled_dot_product_attention(queries, keys, values, bias, scale=1.0)
+
+
+def measure() -> Topic:
+    """All ratios."""
+    figures: list[Figure] = []
+    for length, requests in SHAPES.items():
+        case = make_case(requests, length)
+        plain = case.values.detach()
+        expected = padded_eager(case, plain)
+        torch.testing.assert_close(routed(case, plain), expected, rtol=1e-3, atol=1e-3)
+        turns = take_turns(
+            {
+                "sgemm": sgemm(),
+                "forward": partial(routed, case, plain),
+                "both": partial(_both_passes, routed, case),
+                "padded": partial(padded_eager, case, plain),
+                "padded both": partial(_both_passes, padded_eager, case),
+                "loop": partial(one_by_one, case, plain),
+                "attention": partial(attention, case, plain),
+            }
+        )
+        slow = take_turns(
+            {
+                "forward": partial(routed, case, plain),
+                "fbgemm": partial(fbgemm_jagged, case, plain),
+            },
+            turns=3,
+        )
+        work = case.operations / SGEMM_OPERATIONS
+        at = f"{length:,} events"
+        figures += [
+            turns.share(f"forward, share of sgemm, {at}", "sgemm", "forward", ">= 0.4", work),
+            turns.share(
+                f"forward and backward, share of sgemm, {at}", "sgemm", "both", ">= 0.4", 2 * work
+            ),
+            slow.ratio(f"faster than fbgemm's jagged form, {at}", "fbgemm", "forward", ">= 10"),
+            turns.ratio(f"faster than padded eager, {at}", "padded", "forward", ">= 3"),
+            turns.ratio(f"both passes, faster than padded eager, {at}", "padded both", "both"),
+            turns.ratio(f"faster than request by request, {at}", "loop", "forward"),
+            turns.ratio(f"faster than squared attention by SDPA, {at}", "attention", "forward"),
+        ]
+    figures.append(_peak_memory())
+    text = (
+        f"{AGENTS} agents, keys and values of {WIDTH} columns, requests of equal length (padding "
+        "costs the rivals nothing). Rates count the two matrix products alone; *both* passes "
+        "count them twice: alpha is computed again for the gradient. Results are checked to be "
+        "equal before they are counted."
+    )
+    return Topic("Soft routing", text, figures, {})
+
+
+def _peak_memory() -> Figure:
+    """Peak memory beyond inputs and outputs, as a share of L x K floats, in a fresh process."""
+    found = subprocess.run(
+        [sys.executable, "-m", "benchmarks.speed.routing"],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    name = "peak extra memory over L x K floats, 16 x 10,000 events"
+    return figure(name, [float(found.stdout)], unit="%", goal="<= 0.05")
+
+
+def main() -> None:
+    """Print the share of L x K floats that both passes took at their peak."""
+    warm = make_case(1, 1_000)
+    torch.autograd.grad(soft_route(warm.values, warm.frozen).sum(), warm.values)
+    case = make_case(16, 10_000)
+    gradient = torch.ones(16, AGENTS, WIDTH)
+    outputs = case.values.numel() * 4 + 2 * gradient.numel() * 4
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    found = soft_route(case.values, case.frozen)
+    torch.autograd.grad(found, case.values, gradient)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    extra = max(0, (peak - before) * 1024 - outputs)
+    sys.stdout.write(f"{extra / (16 * 10_000 * AGENTS * 4)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""Prepared data and real training runs, each in a process of its own, as a person starts them."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+WORK = Path("runs/speed")
+"""Prepared data, kept between runs."""
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A finished training.
+
+    Args:
+        windows: the log lines' numbers, without the first window's.
+        peak_gib: largest resident memory of any child so far.
+    """
+
+    windows: list[dict[str, float]]
+    peak_gib: float
+
+    def candidates_per_second(self) -> float:
+        """Of the whole run: windows are equally many steps."""
+        each = [window["candidates_per_second"] for window in self.windows]
+        return len(each) / sum(1 / one for one in each)
+
+    def mean(self, name: str) -> float:
+        """Over windows."""
+        return sum(window[name] for window in self.windows) / len(self.windows)
+
+
+def hisac_rec(*words: str) -> None:
+    """Run one command, quietly."""
+    _run([sys.executable, "-m", "hisac_rec", *words])
+
+
+def prepared(name: str, *keys: str) -> Path:
+    """A synthetic data set with semantic IDs, made once."""
+    data = WORK / name
+    if not (data / "semantic_ids.parquet").is_file():
+        sets = [word for key in keys for word in ("--set", f"synthetic.{key}")]
+        hisac_rec("prepare", "synthetic", "--out", str(data), *sets, "--force")
+        hisac_rec("semantic-ids", str(data))
+    return data
+
+
+def train(model: str, data: Path, *keys: str, ranks: int = 1, threads: int | None = None) -> Ran:
+    """Train for a while and read the log.
+
+    Args:
+        model: its name.
+        data: prepared.
+        keys: ``--set`` of the run.
+        ranks: processes, by torchrun where more than one.
+        threads: of each process; None: what torch takes.
+    """
+    environment = dict(os.environ)
+    if threads is not None:
+        environment["OMP_NUM_THREADS"] = str(threads)
+    launch = [sys.executable, "-m"]
+    if ranks > 1:
+        launch += ["torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", "-m"]
+    sets = [word for key in keys for word in ("--set", key)]
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "run"
+        _run(
+            [*launch, "hisac_rec", "train", model, str(data), "--out", str(out), *sets], environment
+        )
+        lines = (out / "metrics.jsonl").read_text().splitlines()
+    windows = [line for line in map(json.loads, lines) if line["group"] == "train"]
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+    return Ran(windows[1:-1] or windows, peak)
+
+
+def _run(words: list[str], environment: dict[str, str] | None = None) -> None:
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(words)}\n{done.stderr[-4_000:]}")
