@@ -1,4 +1,4 @@
-"""Leaf routing: pair by pair, it equals the general operator over the same leaves."""
+"""Leaf routing, by pairs and by products, equals the general operator over the same leaves."""
 
 from __future__ import annotations
 
@@ -10,12 +10,23 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hisac_rec.methods.base import request_of_rows
-from hisac_rec.methods.hisac import leaf_routing
+from hisac_rec.methods.hisac import leaf_products, leaf_routing
 from hisac_rec.methods.hisac.leaf_routing import LeafGeometry, leaf_geometry, route_leaves
 from hisac_rec.methods.hisac.voting import activate, count_leaves, path_vectors, to_slots
 from hisac_rec.ops.soft_route import Frozen, soft_route
 
 WIDTH = 3
+
+PAIRS, PRODUCTS = 1 << 62, 0
+"""``leaf_products.LEAST_PAIRS`` that never and always lets products do it."""
+WAYS = [(PAIRS, 1), (PAIRS, 40), (PAIRS, 1 << 22), (PRODUCTS, 1), (PRODUCTS, 1 << 22)]
+"""Which of the two, and how many pairs may be held."""
+
+
+def routed_by(patch: pytest.MonkeyPatch, way: tuple[int, int]) -> None:
+    """Choose one of :data:`WAYS`."""
+    patch.setattr(leaf_products, "LEAST_PAIRS", way[0])
+    patch.setattr(leaf_routing, "CHUNK_PAIRS", way[1])
 
 
 def make_leaves(
@@ -38,7 +49,7 @@ def make_leaves(
     return sums.requires_grad_(), geometry, frozen, filled
 
 
-@pytest.mark.parametrize("chunk", [1, 40, 1 << 22])
+@pytest.mark.parametrize("way", WAYS)
 @settings(max_examples=40, deadline=None)
 @given(
     lengths=st.lists(st.sampled_from([0, 1, 2, 17, 60]), min_size=1, max_size=5),
@@ -48,13 +59,18 @@ def make_leaves(
     seed=st.integers(0, 99),
 )
 def test_equals_the_general_operator(
-    chunk: int, lengths: list[int], keep: tuple[int, int], tau: float, squared: bool, seed: int
+    way: tuple[int, int],
+    lengths: list[int],
+    keep: tuple[int, int],
+    tau: float,
+    squared: bool,
+    seed: int,
 ) -> None:
     sums, geometry, frozen, filled = make_leaves(
         lengths, keep=keep, tau=tau, squared=squared, seed=seed
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(leaf_routing, "CHUNK_PAIRS", chunk)
+        routed_by(patch, way)
         routed = route_leaves(sums, geometry)
         expected = soft_route(sums, frozen)[filled]
         # 1e-5: the general operator takes distances as differences of rounded squares.
@@ -65,15 +81,19 @@ def test_equals_the_general_operator(
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("chunk", [1, 1 << 22])
-def test_gradient(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(leaf_routing, "CHUNK_PAIRS", chunk)
+@pytest.mark.parametrize("way", WAYS)
+def test_gradient(way: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    routed_by(monkeypatch, way)
     sums, geometry, _, _ = make_leaves([17, 0, 5], keep=(2, 2), tau=0.5, squared=False, seed=1)
     assert torch.autograd.gradcheck(lambda rows: route_leaves(rows, geometry), (sums,))
 
 
-def test_an_agent_reads_its_own_leaf_exactly() -> None:
+@pytest.mark.parametrize("way", WAYS)
+def test_an_agent_reads_its_own_leaf_exactly(
+    way: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """At a low temperature an agent is the mean of its own leaf, also in fp32."""
+    routed_by(monkeypatch, way)
     sums, geometry, _, _ = make_leaves([60], keep=(4, 6), tau=1e-4, squared=False, seed=3)
     routed = route_leaves(sums.detach().float(), geometry)
     own = sums[geometry.agents] / geometry.counts[geometry.agents].unsqueeze(1)

@@ -4,7 +4,8 @@ All events of a leaf share one key, so a request's history is its U_r occupied l
 A_r agents are some of them. Every (agent, leaf) pair of a request is one number of a jagged
 list: no slot and no row is padded. Distances come from the Gram matrix of the code words, so
 a pair costs D look-ups instead of a product of s numbers, and the weighted sums are weighted
-embedding bags. The same on CPU and GPU. :func:`hisac_rec.ops.soft_route.soft_route` is
+embedding bags. On a CPU, requests of many pairs take two matrix products each instead
+(:mod:`hisac_rec.methods.hisac.leaf_products`). :func:`hisac_rec.ops.soft_route.soft_route` is
 the general form, for keys of each event's own.
 
 Legend: R requests, U occupied leaves, A agents, P (agent, leaf) pairs of the same request,
@@ -23,6 +24,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from hisac_rec.methods.base import offsets_of_rows
+from hisac_rec.methods.hisac import leaf_products
 from hisac_rec.methods.hisac.voting import Agents, Leaves, path_words
 
 CHUNK_PAIRS = 1 << 22
@@ -39,7 +41,7 @@ class LeafGeometry:
         agents: [A] int64 leaf of each agent, ascending.
         leaf_offsets: [R+1] int64 over U.
         agent_offsets: [R+1] int64 over A.
-        gram: [C, C] float64 products of all code words.
+        codebook: [C, s] float64, the code words of all levels.
         tau: temperature, > 0.
         squared: use the squared distance.
     """
@@ -49,9 +51,13 @@ class LeafGeometry:
     agents: Tensor
     leaf_offsets: Tensor
     agent_offsets: Tensor
-    gram: Tensor
+    codebook: Tensor
     tau: float
     squared: bool
+
+    def pairs(self) -> int:
+        """P: (agent, leaf) pairs of the same request."""
+        return int((self.leaf_offsets.diff() * self.agent_offsets.diff()).sum())
 
 
 def leaf_geometry(
@@ -63,7 +69,7 @@ def leaf_geometry(
     tau: float,
     squared: bool,
 ) -> LeafGeometry:
-    """Describe the leaves and agents of a batch. O(C^2 s + U D + A).
+    """Describe the leaves and agents of a batch. O(C s + U D + A).
 
     Products of code words are taken in float64: a leaf's distance to itself is then 0 to 8
     digits, where fp32 leaves the square root of its rounding.
@@ -76,14 +82,13 @@ def leaf_geometry(
         tau: temperature, > 0.
         squared: use the squared distance.
     """
-    every = torch.cat(list(codebook)).double()
     return LeafGeometry(
         words=path_words(leaves.path, [len(words) for words in codebook]),
         counts=leaves.events,
         agents=agents.leaf,
         leaf_offsets=offsets_of_rows(leaves.request, requests),
         agent_offsets=offsets_of_rows(agents.request, requests),
-        gram=every @ every.T,
+        codebook=torch.cat(list(codebook)).double(),
         tau=tau,
         squared=squared,
     )
@@ -101,7 +106,8 @@ def route_leaves(sums: Tensor, geometry: LeafGeometry) -> Tensor:
         geometry: of :func:`leaf_geometry`.
 
     Returns:
-        [A, d]. O(P (D + d)) operations, O(min(P, CHUNK_PAIRS)) memory.
+        [A, d]. O(P (D + d)) operations or, by products, O(P (s + d));
+        O(min(P, CHUNK_PAIRS)) memory.
     """
     with torch.autocast(sums.device.type, enabled=False):
         routed: Tensor = _RouteLeaves.apply(sums, geometry)
@@ -111,6 +117,11 @@ def route_leaves(sums: Tensor, geometry: LeafGeometry) -> Tensor:
 class _RouteLeaves(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, sums: Tensor, geometry: LeafGeometry) -> Tensor:
+        ctx.geometry, ctx.products = geometry, leaf_products.suits(geometry)
+        if ctx.products:
+            keep = geometry.pairs() <= CHUNK_PAIRS
+            summed, ctx.divisor, ctx.kept = leaf_products.forward(sums, geometry, keep)
+            return summed / ctx.divisor
         counts = geometry.counts.to(sums.dtype).unsqueeze(1)
         routed, mass, kept = [], [], []
         parts = _parts(geometry)
@@ -123,7 +134,7 @@ class _RouteLeaves(torch.autograd.Function):
         divisor = torch.cat(mass)
         # One part is small enough to be kept; more of them are computed again.
         ctx.kept = kept if len(parts) == 1 else [None] * len(parts)
-        ctx.geometry, ctx.divisor = geometry, divisor
+        ctx.divisor = divisor
         return torch.cat(routed) / divisor
 
     @staticmethod
@@ -131,6 +142,8 @@ class _RouteLeaves(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         geometry: LeafGeometry = ctx.geometry
         scaled = gradient / ctx.divisor
+        if ctx.products:
+            return leaf_products.backward(scaled, geometry, ctx.kept), None
         found = []
         for part, kept in zip(_parts(geometry), ctx.kept, strict=True):
             pairs = _pairs_of_agents(geometry, part)
@@ -204,7 +217,7 @@ def _weights(geometry: LeafGeometry, part: slice, pairs: Pairs, dtype: torch.dty
     # ||x - y||^2 = x.x + y.y - 2 sum over the levels of y of (x . word): one row of products
     # with all code words for each agent, D look-ups for each pair.
     first, end = geometry.agent_offsets[[part.start, part.stop]].tolist()
-    words, gram = geometry.words, geometry.gram
+    words, gram = geometry.words, geometry.codebook @ geometry.codebook.T
     own = words[geometry.agents[first:end]]
     products = gram.new_zeros((len(own), gram.shape[0]))
     for level in own.unbind(1):
