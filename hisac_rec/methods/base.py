@@ -25,7 +25,7 @@ from hisac_rec.config import Strict
 from hisac_rec.data.inputs import Side
 from hisac_rec.errors import UserError, did_you_mean
 from hisac_rec.methods.events import EventRows
-from hisac_rec.ops.rows import sum_rows, take_rows
+from hisac_rec.ops.rows import group_rows, sum_rows, take_rows
 
 
 @dataclass
@@ -72,7 +72,7 @@ class History:
         if isinstance(self.events, EventRows):
             return self.events.sums(owner, groups)
         every = torch.arange(len(owner), device=owner.device)
-        return sum_rows(self.events, every, owner, groups)
+        return sum_rows(self.events, every, group_rows(owner, groups))
 
     def take(self, rows: Tensor) -> Tensor:
         """[n, d] e' of the events ``rows`` [n] int64. O(n d)."""

@@ -15,7 +15,7 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from hisac_rec.ops.rows import sum_rows, take_rows
+from hisac_rec.ops.rows import group_rows, sum_rows, take_rows
 
 
 @dataclass(frozen=True)
@@ -43,5 +43,5 @@ class EventRows:
 
     def sums(self, owner: Tensor, groups: int) -> Tensor:
         """[G, d] sums of the events by ``owner`` [T]. O(T d) for each part, O(T) memory."""
-        parts = (sum_rows(table, at, owner, groups) for table, at in self.parts)
-        return reduce(torch.add, parts)
+        sorted_once = group_rows(owner, groups)
+        return reduce(torch.add, (sum_rows(table, at, sorted_once) for table, at in self.parts))

@@ -9,7 +9,7 @@ Legend: X rows of a table, T indices, G groups, d width.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,41 +17,67 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 
-def sum_rows(table: Tensor, at: Tensor, owner: Tensor, groups: int) -> Tensor:
+class Groups(NamedTuple):
+    """Which of G groups each of T rows goes to, sorted once for all tables summed by it.
+
+    Args:
+        owner: [T] int64 group of each row.
+        order: [T] int64 the rows by group, a group's own in their order.
+        bounds: [G+1] int64 where each group begins in ``order``.
+    """
+
+    owner: Tensor
+    order: Tensor
+    bounds: Tensor
+
+
+def group_rows(owner: Tensor, groups: int) -> Groups:
+    """Sort rows by where they go. O(T log T) comparisons of whole numbers.
+
+    Args:
+        owner: [T] int64 group of each, in any order.
+        groups: G.
+    """
+    # Half as wide sorts nearly twice as fast; stable, so that sums are the same every time.
+    order = torch.argsort(owner.to(torch.int32), stable=True)
+    counts = torch.bincount(owner, minlength=groups)
+    return Groups(owner, order, functional.pad(counts.cumsum(0), (1, 0)))
+
+
+def sum_rows(table: Tensor, at: Tensor, groups: Groups) -> Tensor:
     """``sum_g = sum over i with owner[i] = g of table[at[i]]``.
 
     Args:
         table: [X, d].
         at: [T] int64 row of each.
-        owner: [T] int64 group of each, in any order.
-        groups: G.
+        groups: where each goes.
 
     Returns:
-        [G, d], zeros where a group is empty. O(T d) additions, O(T log T) comparisons of
-        whole numbers, O(T) extra memory; the gradient costs as much.
+        [G, d], zeros where a group is empty. O(T d) additions, O(T) extra memory; the gradient
+        costs as much and sorts the rows by ``at``.
     """
-    summed: Tensor = _SumRows.apply(table, at, owner, groups)
+    summed: Tensor = _SumRows.apply(table, at, groups)
     return summed
 
 
 def take_rows(table: Tensor, at: Tensor) -> Tensor:
-    """[T, d] ``table[at]``, whose gradient is summed by :func:`sum_rows`. O(T d)."""
+    """[T, d] ``table[at]``, whose gradient is summed as :func:`sum_rows` does. O(T d)."""
     taken: Tensor = _TakeRows.apply(table, at)
     return taken
 
 
 class _SumRows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, table: Tensor, at: Tensor, owner: Tensor, groups: int) -> Tensor:
-        ctx.save_for_backward(at, owner)
+    def forward(ctx: Any, table: Tensor, at: Tensor, groups: Groups) -> Tensor:
+        ctx.save_for_backward(at, groups.owner)
         ctx.rows = table.shape[0]
-        return _sums(table, at, owner, groups)
+        return _sums(table, at, groups)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         at, owner = ctx.saved_tensors
-        return _sums(gradient, owner, at, ctx.rows), None, None, None
+        return _sums(gradient, owner, group_rows(at, ctx.rows)), None, None
 
 
 class _TakeRows(torch.autograd.Function):
@@ -66,15 +92,14 @@ class _TakeRows(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (at,) = ctx.saved_tensors
         every = torch.arange(len(at), device=at.device)
-        return _sums(gradient, every, at, ctx.rows), None
+        return _sums(gradient, every, group_rows(at, ctx.rows)), None
 
 
-def _sums(table: Tensor, at: Tensor, owner: Tensor, groups: int) -> Tensor:
-    if not (len(at) and groups):  # embedding_bag refuses tables without rows
-        return table.new_zeros((groups, table.shape[1]))
-    # Half as wide sorts nearly twice as fast; stable, so that sums are the same every time.
-    order = torch.argsort(owner.to(torch.int32), stable=True)
-    bounds = functional.pad(torch.bincount(owner, minlength=groups).cumsum(0), (1, 0))
+def _sums(table: Tensor, at: Tensor, groups: Groups) -> Tensor:
+    count = len(groups.bounds) - 1
+    if not (len(at) and count):  # embedding_bag refuses tables without rows
+        return table.new_zeros((count, table.shape[1]))
+    sorted_at = at.index_select(0, groups.order)
     return functional.embedding_bag(
-        at.index_select(0, order), table, bounds, mode="sum", include_last_offset=True
+        sorted_at, table, groups.bounds, mode="sum", include_last_offset=True
     )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hisac_rec.methods.base import History
 from hisac_rec.methods.events import EventRows
-from hisac_rec.ops.rows import sum_rows, take_rows
+from hisac_rec.ops.rows import group_rows, sum_rows, take_rows
 
 
 def drawn(rows: int, events: int, groups: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -30,8 +30,8 @@ def drawn(rows: int, events: int, groups: int, seed: int) -> tuple[Tensor, Tenso
 def test_sums_equal_index_add(rows: int, events: int, groups: int, seed: int) -> None:
     table, at, owner = drawn(rows, events, groups, seed)
     expected = torch.zeros(groups, 3, dtype=torch.float64).index_add(0, owner, table[at])
-    torch.testing.assert_close(sum_rows(table, at, owner, groups), expected)
-    assert torch.autograd.gradcheck(lambda t: sum_rows(t, at, owner, groups), (table,))
+    torch.testing.assert_close(sum_rows(table, at, group_rows(owner, groups)), expected)
+    assert torch.autograd.gradcheck(lambda t: sum_rows(t, at, group_rows(owner, groups)), (table,))
 
 
 def test_copies_equal_indexing() -> None:
@@ -43,8 +43,10 @@ def test_copies_equal_indexing() -> None:
 def test_no_group_and_no_event() -> None:
     table = torch.ones(4, 3, requires_grad=True)
     nothing = torch.zeros(0, dtype=torch.int64)
-    assert sum_rows(table, nothing, nothing, 0).shape == (0, 3)
-    (sum_rows(table, nothing, nothing, 2).sum() + take_rows(table, nothing).sum()).backward()
+    assert sum_rows(table, nothing, group_rows(nothing, 0)).shape == (0, 3)
+    (
+        sum_rows(table, nothing, group_rows(nothing, 2)).sum() + take_rows(table, nothing).sum()
+    ).backward()
     assert table.grad is not None
     assert not table.grad.any()
 
