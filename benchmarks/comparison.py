@@ -7,7 +7,8 @@ sessions and machines::
     python benchmarks/comparison.py statics2011 --raw ../shared/data/statics2011 --seeds 1
     python benchmarks/comparison.py synthetic-1000 --models hisac mean_pooling --seeds 3
     python benchmarks/comparison.py synthetic-1000 --variants ablations --seeds 3
-    python benchmarks/comparison.py synthetic-1000 --tune 6
+    python benchmarks/comparison.py movielens-100k --tune 6
+    python benchmarks/comparison.py movielens-100k --variants tuned --seeds 3
     python benchmarks/comparison.py synthetic-1000 --report-only
 """
 
@@ -45,8 +46,9 @@ ALL_MODELS = (
 )
 OUT = Path("docs/results/comparison")
 BENCHMARKS = Path("benchmarks")
-VARIANTS = ("ablations", "groups200")
-"""Folders of model files that are compared to HiSAC's defaults instead of the methods."""
+VARIANTS = ("ablations", "groups200", "tuned")
+"""Folders of model files that are compared instead of the shipped ones; "tuned" has one a study,
+left there by ``--tune``."""
 
 
 @dataclass(frozen=True)
@@ -151,11 +153,13 @@ def main() -> None:
     arguments = parser.parse_args()
     study = STUDIES[arguments.study]
     out = OUT / arguments.study
-    models = [_tuned(arguments.study, name) for name in arguments.models]
+    models = list(arguments.models)
     if arguments.variants:
         out = OUT / f"{arguments.study}-{arguments.variants}"
-        models = sorted(map(str, (BENCHMARKS / arguments.variants).glob("*.toml")))
-        models = models if arguments.variants == "groups200" else ["hisac", *models]
+        folder = BENCHMARKS / arguments.variants
+        folder = folder / arguments.study if arguments.variants == "tuned" else folder
+        models = sorted(map(str, folder.glob("*.toml")))
+        models = ["hisac", *models] if arguments.variants == "ablations" else models
         arguments.baseline = "hisac"
     baseline = ("--baseline", arguments.baseline)
     if arguments.report_only:
@@ -185,12 +189,6 @@ def tune(study: str, models: list[str], data: Path, work: Path, trials: str) -> 
     for model in models:
         shutil.copy(out / model / "best.toml", kept / f"{model}.toml")
     shutil.copy(out / "tuning.md", kept / "tuning.md")
-
-
-def _tuned(study: str, model: str) -> str:
-    """The model's tuned file on this data set where a search left one, else the shipped one."""
-    path = BENCHMARKS / "tuned" / study / f"{model}.toml"
-    return str(path) if path.is_file() else model
 
 
 def _sets(keys: tuple[str, ...]) -> list[str]:

@@ -11,9 +11,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import nn
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+from torchrec.distributed.fbgemm_qcomm_codec import (
+    CommType,
+    QCommsConfig,
+    get_qcomm_codecs_registry,
+)
 from torchrec.distributed.planner import EmbeddingShardingPlanner
 from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
 from torchrec.distributed.planner.proposers import (
@@ -50,9 +56,23 @@ MAX_GRID = 1000
 Sharders = Sequence[ModuleSharder[nn.Module]]
 
 
-def default_sharders() -> list[ModuleSharder[nn.Module]]:
-    """Sharders of both kinds of embedding collection, without fused parameters."""
-    return [EmbeddingCollectionSharder(), EmbeddingBagCollectionSharder()]
+def default_sharders(
+    communication: str = "fp32", device: torch.device | None = None
+) -> list[ModuleSharder[nn.Module]]:
+    """Sharders of both kinds of embedding collection, without fused parameters.
+
+    Args:
+        communication: what rows and gradients travel as: "fp32", "fp16" or "bf16".
+        device: where the ranks compute; what cannot send bf16 sends fp16.
+    """
+    precision = CommType(communication)
+    codecs = get_qcomm_codecs_registry(
+        QCommsConfig(forward_precision=precision, backward_precision=precision), device=device
+    )
+    return [
+        EmbeddingCollectionSharder(qcomm_codecs_registry=codecs),
+        EmbeddingBagCollectionSharder(qcomm_codecs_registry=codecs),
+    ]
 
 
 def make_plan(

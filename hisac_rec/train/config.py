@@ -41,6 +41,9 @@ class TrainConfig(Strict):
     """Gradient norm of the dense parameters is cut to this; 0 switches it off."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Autocast of the dense part."""
+    communication: Literal["fp32", "fp16", "bf16"] = "fp32"
+    """What looked-up rows and their gradients travel as between ranks. Half the bytes with 16
+    bits; tables, sums and optimiser stay as they are. gloo knows no bf16 and sends fp16."""
     eval_every: int = Field(default=0, ge=0)
     """Evaluate on the validation split every this many steps as well as after each epoch;
     0: after each epoch alone."""

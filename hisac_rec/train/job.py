@@ -148,7 +148,7 @@ def shard(job: Job, plan: Plan, ranks: Ranks) -> DistributedModelParallel:
         job.unsharded(),
         device=ranks.device,
         plan=plan.to_torchrec(),
-        sharders=default_sharders(),
+        sharders=default_sharders(job.config.train.communication, ranks.device),
     )
     with torch.no_grad():
         fill_tables(

@@ -115,6 +115,13 @@ def test_one_process_learns_the_same(
         assert aucs[0] == pytest.approx(aucs[1], abs=0.002)
 
 
+def test_rows_that_travel_in_16_bits_train_as_well(results: Results) -> None:
+    halved = logged(results.out / "fp16", "train", "loss")
+    whole = logged(results.out / "whole_row_wise", "train", "loss")
+    assert halved != whole
+    assert halved == pytest.approx(whole, abs=2e-3)
+
+
 def test_one_process_is_as_good(results: Results, small_data: PreparedData, tmp_path: Path) -> None:
     """In small steps batches differ, and so do models of so little data: by 0.02 AUC, as seen."""
     config = small_config("history.semantics=vectors", "train.epochs=2")

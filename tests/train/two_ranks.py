@@ -85,6 +85,8 @@ def main(data: PreparedData, lonely: PreparedData, out: Path) -> None:
             run = out / f"whole_{sharding}"
             train(open_job(small_config(*WHOLE_EPOCH_A_STEP), data), ranks, run, plan=planner)
             write_predictions(RunFolder(run), data, ranks, planner=planner, checkpoint="last")
+        halved = small_config(*WHOLE_EPOCH_A_STEP, "train.communication=fp16")
+        train(open_job(halved, data), ranks, out / "fp16", plan=planner_of(2, "row_wise"))
         # One user: rank 1 never sees a request, neither in training nor in evaluation.
         plain = small_config('history={method="mean"}', *WITHOUT_CODES)
         train(open_job(plain, lonely), ranks, out / "lonely")
