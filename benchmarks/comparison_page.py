@@ -35,6 +35,7 @@ NAMES = {
 VARIANTS = {
     "groups200": "At 200 groups: HiSAC against each compressor",
     "ablations": "HiSAC's switches, one at a time",
+    "tuned": "Tuned: the same number of trials for every method",
 }
 """Ending of a study's folder -> title of the section."""
 
@@ -167,7 +168,7 @@ def _strength_table(study: Study | None) -> str:
     rows = []
     for model in study.summary.models:
         closed = "0 %" if model.closed is None else f"{model.closed.value:.1%}"
-        rows.append(f"| {model.name} | {_spread(model.metric('auc'), 1)} | {closed} |")
+        rows.append(f"| {model.name} | {_spread(model.metric('auc'), len(model.cells))} | {closed} |")
     head = "| method | AUC | of the way to the oracle |\n| --- | ---: | ---: |"
     return (
         "## Where every method's assumption holds\n\nAn interest is a category that the history "
