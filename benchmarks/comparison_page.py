@@ -168,7 +168,8 @@ def _strength_table(study: Study | None) -> str:
     rows = []
     for model in study.summary.models:
         closed = "0 %" if model.closed is None else f"{model.closed.value:.1%}"
-        rows.append(f"| {model.name} | {_spread(model.metric('auc'), len(model.cells))} | {closed} |")
+        auc = _spread(model.metric("auc"), len(model.cells))
+        rows.append(f"| {model.name} | {auc} | {closed} |")
     head = "| method | AUC | of the way to the oracle |\n| --- | ---: | ---: |"
     return (
         "## Where every method's assumption holds\n\nAn interest is a category that the history "
