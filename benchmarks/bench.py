@@ -27,6 +27,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure as Drawing
 
 from benchmarks.speed.measure import Figure, Topic
+from hisac_rec.train.host_memory import keep_freed_memory
 from hisac_rec.train.run import stack_versions
 
 TOPICS = ("routing", "voting", "candidates", "training", "ranks")
@@ -43,6 +44,7 @@ def main() -> None:
     )
     parser.add_argument("--report-only", action="store_true", help="write the page anew")
     arguments = parser.parse_args()
+    keep_freed_memory()  # as every training does
     RECORD.mkdir(parents=True, exist_ok=True)
     path = RECORD / "figures.json"
     before: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
