@@ -108,7 +108,7 @@ STUDIES = {
             "semantic_ids.codes=[16, 64]",
         ),
         # The tokens of 10,000 events cut smaller batches already.
-        ("train.epochs=2", "train.warmup_steps=100"),
+        ("train.epochs=2",),
     ),
     # Where every method's assumption holds: an interest is a category, met often, and a click
     # depends on nothing else but an item's quality. No rival may be a straw man here. Without

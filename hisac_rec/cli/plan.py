@@ -85,6 +85,7 @@ def run(
         cluster,
         requests_per_rank=requests_per_rank or mean_requests(job, cluster.topology.world_size),
         pooling_factors=job.pooling_factors(),
+        bags_per_request=job.bag_traffic().bags,
     )
     console = Console()
     if not console.is_terminal:

@@ -165,7 +165,7 @@ def count_parameters(job: Job) -> Parameters:
 
     dense = ranker.head.dense
     return Parameters(
-        tables=count(ranker.tables),
+        tables=sum(map(count, ranker.trained_collections())),
         dense=count(dense),
         method=count(dense.method),
         frozen=count(ranker.vectors) if ranker.has_vectors else 0,

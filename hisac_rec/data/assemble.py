@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from hisac_rec.data.bags import BagLookup, fill_bags, newest_rows
 from hisac_rec.data.batch import RequestBatch
 from hisac_rec.data.inputs import InputSpec
 from hisac_rec.data.items import ItemStore
@@ -30,6 +31,15 @@ class BatchAssembler:
     def __init__(self, spec: InputSpec, items: ItemStore) -> None:
         self._spec = spec
         self._items = items
+        pooled = spec.pooled()
+        self._lookups = tuple(lk for lk in spec.lookups if lk.table not in pooled)
+        candidate = {lk.table: (lk.column, lk.multi) for lk in spec.of_side("candidate")}
+        self._bags = tuple(
+            BagLookup(lk.table, (lk.column, lk.multi), candidate.get(lk.table))
+            for lk in spec.of_side("history")
+            if lk.table in pooled
+        )
+        self._one_by_one = not pooled or "history" in spec.vector_sides
 
     def assemble(self, table: RequestTable, rows: NDArray[np.int64]) -> RequestBatch:
         """Gather the requests ``rows`` [R] of ``table``. O(T log T + (U + N) x lookups),
@@ -99,7 +109,10 @@ class BatchAssembler:
     ) -> RequestBatch:
         # An item met by several users is looked up once: the distinct items of all histories go
         # as if the first request had met them all, and each event knows the row of its own.
-        distinct, place = np.unique(history_item, return_inverse=True)
+        none = np.zeros(0, dtype=np.int64)
+        distinct, place = none, none
+        if self._one_by_one:
+            distinct, place = np.unique(history_item, return_inverse=True)
         one = np.ones(len(request_rows), dtype=np.int64)
         of_first = np.full(len(one) + 1, len(distinct))
         of_first[0] = 0
@@ -111,7 +124,7 @@ class BatchAssembler:
         values: list[NDArray[np.integer]] = []
         lengths: list[Ints] = []
         owners: dict[str, Tensor] = {}
-        for lookup in self._spec.lookups:
+        for lookup in self._lookups:
             keys.append(lookup.key)
             if lookup.side == "user":
                 values.append(users[lookup.column])
@@ -127,8 +140,17 @@ class BatchAssembler:
                 values.append(self._items.column(lookup.column, ids))
                 lengths.append(np.diff(offsets))
         vectors = [sides[side] for side in self._spec.vector_sides if side != "user"]
+        codes = _tensor(self._items.codes[history_item])
+        singles = none
+        bags = KeyedJaggedTensor(keys=[], values=_tensor(none), lengths=_tensor(none))
+        if self._spec.grouping is not None:
+            singles = newest_rows(history_offsets, self._spec.singles)
+            groups = self._spec.grouping(_tensor(history_offsets), codes)
+            bags = fill_bags(self._bags, self._items, history_item, groups, singles, candidate_item)
         return RequestBatch(
             features=_jagged(keys, values, lengths),
+            bags=bags,
+            single_events=_tensor(singles),
             semantics=_jagged(
                 [f"{side}.vector" for side in self._spec.vector_sides],
                 [ids for ids, _ in vectors],
@@ -137,7 +159,7 @@ class BatchAssembler:
             history_offsets=_tensor(history_offsets),
             history_items=_tensor(distinct),
             history_rows=_tensor(place),
-            history_codes=_tensor(self._items.codes[history_item]),
+            history_codes=codes,
             history_type=_tensor(history_type),
             history_age=torch.from_numpy(history_age),
             history_features=self._raw_features(history_item),

@@ -1,8 +1,8 @@
 """One batch of requests, as the model sees it: jagged from end to end.
 
 Legend: R requests, T history events and N candidates over all requests, U distinct items of
-the histories, D semantic-ID levels. Everything about a request is stored once, however many
-candidates it has, and an item of many histories is looked up once.
+the histories, D semantic-ID levels, B bags, S single events. Everything about a request is
+stored once, however many candidates it has, and an item of many histories is looked up once.
 """
 
 from __future__ import annotations
@@ -28,12 +28,18 @@ class RequestBatch(Pipelineable):
     features: KeyedJaggedTensor
     """Ids for the trained tables, stride R; keys are those of the model's ``InputSpec``. The
     history's keys hold the U distinct items, all in the first request."""
+    bags: KeyedJaggedTensor
+    """Weighted ids for the tables whose rows are summed where they are, stride B, one key a table
+    (:mod:`hisac_rec.data.bags`); no keys where there are none."""
+    single_events: Tensor
+    """[S] int64: events that have a bag of their own, ascending."""
     semantics: KeyedJaggedTensor
     """Item ids for the frozen semantic-vector table, stride R; no keys where unused."""
     history_offsets: Tensor
     """[R+1] int64: events of request r are rows ``offsets[r]:offsets[r+1]`` of T."""
     history_items: Tensor
-    """[U] int64: the distinct items of all histories, ascending."""
+    """[U] int64: the distinct items of all histories, ascending; none where no event is looked up
+    one by one."""
     history_rows: Tensor
     """[T] int64: the row among the U distinct items that each event's item has."""
     history_codes: Tensor

@@ -13,13 +13,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from hisac_rec.config import Strict
 from hisac_rec.data.contract import Manifest
 from hisac_rec.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from hisac_rec.data.bags import Grouping
 
 Side = Literal["user", "history", "candidate"]
 MAX_PREFIX_ROWS = 2**31 - 1
@@ -69,6 +72,10 @@ class InputSpec:
     event_types: int
     max_history: int | None
     out_of_range: Literal["error", "unknown"]
+    grouping: Grouping | None = None
+    """How events are summed where the rows of their tables are; None: they are sent one by one."""
+    singles: int = 0
+    """Newest events of a request that are sent one by one all the same."""
 
     def of_side(self, side: Side) -> tuple[Lookup, ...]:
         """The lookups of one side, in order."""
@@ -81,6 +88,12 @@ class InputSpec:
             grouped.setdefault(lookup.table, []).append(lookup)
         return grouped
 
+    def pooled(self) -> frozenset[str]:
+        """Names of the tables whose rows are summed where they are: all that events read."""
+        if self.grouping is None:
+            return frozenset()
+        return frozenset(lookup.table for lookup in self.of_side("history"))
+
 
 def build_input_spec(
     config: InputConfig,
@@ -90,6 +103,8 @@ def build_input_spec(
     vector_sides: tuple[Side, ...] = (),
     vector_dim: int = 0,
     item_features: tuple[str, ...] = (),
+    grouping: Grouping | None = None,
+    singles: int = 0,
 ) -> InputSpec:
     """Resolve what the model file asks for against what the data set has.
 
@@ -100,6 +115,8 @@ def build_input_spec(
         vector_sides: sides whose semantic vectors the history method reads.
         vector_dim: width of those vectors.
         item_features: single-valued item features whose raw ids the method reads.
+        grouping: how events are summed where their rows are; None: they are not.
+        singles: newest events that are looked up one by one all the same.
 
     Raises:
         UserError: a feature does not exist or semantic ids are asked for and absent.
@@ -128,6 +145,8 @@ def build_input_spec(
         event_types=max(1, len(manifest.event_types)),
         max_history=config.max_history,
         out_of_range=config.out_of_range,
+        grouping=grouping,
+        singles=singles,
     )
 
 

@@ -22,9 +22,10 @@ import torch
 from torch import Tensor, nn
 
 from hisac_rec.config import Strict
+from hisac_rec.data.bags import Grouping
 from hisac_rec.data.inputs import Side
 from hisac_rec.errors import UserError, did_you_mean
-from hisac_rec.methods.events import EventRows
+from hisac_rec.methods.events import EventRows, PooledEvents
 from hisac_rec.ops.rows import group_rows, sum_rows, take_rows
 
 
@@ -34,7 +35,7 @@ class History:
 
     offsets: Tensor
     """[R+1] int64."""
-    events: EventRows | Tensor
+    events: EventRows | PooledEvents | Tensor
     """Trainable event embeddings e', as sums of table rows (no non-linearity) or as [T, d]."""
     codes: Tensor
     """[T, D] int64 semantic-ID codes; D = 0 where the data set has none."""
@@ -69,14 +70,14 @@ class History:
 
     def sums(self, owner: Tensor, groups: int) -> Tensor:
         """[groups, d] sums of e' by ``owner`` [T] int64. O(T d), nothing of size T d kept."""
-        if isinstance(self.events, EventRows):
+        if not isinstance(self.events, Tensor):
             return self.events.sums(owner, groups)
         every = torch.arange(len(owner), device=owner.device)
         return sum_rows(self.events, every, group_rows(owner, groups))
 
     def take(self, rows: Tensor) -> Tensor:
         """[n, d] e' of the events ``rows`` [n] int64. O(n d)."""
-        if isinstance(self.events, EventRows):
+        if not isinstance(self.events, Tensor):
             return self.events.take(rows)
         return take_rows(self.events, rows)
 
@@ -151,6 +152,18 @@ class HistoryMethod(nn.Module):
     def item_features(cls, config: Any) -> tuple[str, ...]:
         """Single-valued item features whose raw ids are read, of events and candidates."""
         return ()
+
+    @classmethod
+    def grouping(cls, config: Any, shape: MethodShape) -> Grouping | None:
+        """The sums of events that are all ``compress`` reads of them, but for the newest events
+        (``tables.pool``); None: it reads events one by one.
+        """
+        return None
+
+    @classmethod
+    def newest(cls, config: Any) -> int:
+        """So many newest events are read one by one beside the sums of :meth:`grouping`."""
+        return 0
 
     def compress(self, history: History) -> Any:
         """The candidate-independent part: whatever ``read`` needs, per request."""

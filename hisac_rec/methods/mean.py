@@ -10,7 +10,14 @@ from typing import ClassVar
 from torch import Tensor
 
 from hisac_rec.config import Strict
-from hisac_rec.methods.base import Candidates, History, HistoryMethod, request_of_rows
+from hisac_rec.data.bags import Grouping, Groups
+from hisac_rec.methods.base import (
+    Candidates,
+    History,
+    HistoryMethod,
+    MethodShape,
+    request_of_rows,
+)
 
 
 class MeanConfig(Strict):
@@ -23,6 +30,10 @@ class Method(HistoryMethod):
     Config: ClassVar[type[Strict]] = MeanConfig
     compresses = True
 
+    @classmethod
+    def grouping(cls, config: MeanConfig, shape: MethodShape) -> Grouping:
+        return by_request
+
     def compress(self, history: History) -> Tensor:
         """[R, d] mean of the events. O(T d)."""
         request = request_of_rows(history.offsets, history.num_events)
@@ -32,3 +43,8 @@ class Method(HistoryMethod):
     def read(self, memory: Tensor, candidates: Candidates) -> Tensor:
         """[N, 1, d]: the request's mean. O(N d)."""
         return memory[candidates.request].unsqueeze(1)
+
+
+def by_request(offsets: Tensor, codes: Tensor) -> Groups:
+    """One group a request: all its events. O(T)."""
+    return Groups(len(offsets) - 1, request_of_rows(offsets, len(codes)))

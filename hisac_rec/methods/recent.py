@@ -62,7 +62,7 @@ def newest_events(history: History, count: int) -> tuple[Tensor, Tensor]:
     if not history.num_events:
         # The sum of nothing keeps the zeros in the graph: what made the (absent) events gets
         # a gradient on a rank without data too, or data-parallel training waits for it.
-        nothing = history.values.new_zeros((*filled.shape, history.values.shape[1]))
-        return nothing + history.values.sum(), filled
+        none = history.take(rows.new_zeros(0))
+        return none.new_zeros((*filled.shape, none.shape[1])) + none.sum(), filled
     events = history.take(rows.clamp_min(0).flatten()).unflatten(0, rows.shape)
     return events * filled.unsqueeze(-1), filled

@@ -39,7 +39,7 @@ from torchrec.distributed.planner.types import (
     TrainerConfig,
 )
 from torchrec.distributed.types import CacheParams, ModuleSharder, ShardingPlan, ShardingType
-from torchrec.modules.embedding_modules import EmbeddingCollection
+from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 
 from hisac_rec.errors import UserError
 from hisac_rec.planning.config import PlannerConfig
@@ -81,6 +81,7 @@ def make_plan(
     *,
     requests_per_rank: int,
     pooling_factors: Mapping[str, float],
+    bags_per_request: float = 1.0,
     sharders: Sharders | None = None,
 ) -> Plan:
     """Plan where every embedding table of ``model`` goes.
@@ -96,6 +97,7 @@ def make_plan(
         pooling_factors: feature name -> mean tokens per request: mean history length for
             history features, mean candidates for candidate features, 1 for user features;
             or table name -> the sum over its features, where none is named like the table.
+        bags_per_request: sums that a request asks of each table of an EmbeddingBagCollection.
         sharders: TorchRec sharders of the job; None: :func:`default_sharders`.
 
     Returns:
@@ -114,7 +116,8 @@ def make_plan(
         raise UserError("the model holds no embedding collection: there is nothing to shard")
     config.check_patterns(table.name for table in tables)
     constraints = {
-        table.name: _constraints(table, config, pooling_factors, sharders) for table in tables
+        table.name: _constraints(table, config, pooling_factors, bags_per_request, sharders)
+        for table in tables
     }
     topology = make_topology(config)
     enumerator = _OrderedEnumerator(topology, requests_per_rank, constraints=constraints)
@@ -150,7 +153,7 @@ def make_plan(
         digest=tables_digest(tables),
         requests_per_rank=requests_per_rank,
         planner=config,
-        modules=_modules(tables, chosen, sharding),
+        modules=_modules(tables, chosen, constraints, sharding),
     )
     check_plan(plan, model)
     if plan.to_torchrec() != sharding:
@@ -201,6 +204,7 @@ def _constraints(
     table: ModelTable,
     config: PlannerConfig,
     pooling_factors: Mapping[str, float],
+    bags_per_request: float,
     sharders: Sharders,
 ) -> ParameterConstraints:
     """TorchRec's constraints of one table, checked against what its module supports."""
@@ -213,11 +217,14 @@ def _constraints(
     kernels = {kernel for kind in kinds for kernel in sharder.compute_kernels(kind, device)}
     _allowed(table, "compute_kernels", rules.compute_kernels, sorted(kernels), [], device)
     cache = rules.cache_load_factor
+    tokens = _pooling_factors(table, rules.pooling_factor, pooling_factors)
+    bags = bags_per_request if isinstance(table.module, EmbeddingBagCollection) else 1.0
     return ParameterConstraints(
         sharding_types=kinds,
         compute_kernels=rules.compute_kernels,
         min_partition=rules.min_partition,
-        pooling_factors=_pooling_factors(table, rules.pooling_factor, pooling_factors),
+        pooling_factors=[factor / bags for factor in tokens],
+        num_poolings=[bags] * len(tokens),
         is_weighted=bool(getattr(table.module, "is_weighted", bool)()),
         cache_params=None if cache is None else CacheParams(load_factor=cache),
         feature_names=list(table.features),
@@ -280,7 +287,10 @@ def _pooling_factors(
 
 
 def _modules(
-    tables: Sequence[ModelTable], options: Sequence[ShardingOption], sharding: ShardingPlan
+    tables: Sequence[ModelTable],
+    options: Sequence[ShardingOption],
+    constraints: Mapping[str, ParameterConstraints],
+    sharding: ShardingPlan,
 ) -> dict[str, dict[str, TablePlan]]:
     """The plan's body, tables in the model's order."""
     by_table = {(option.path, option.name): option for option in options}
@@ -288,11 +298,17 @@ def _modules(
     for table in tables:
         option = by_table.get((table.path, table.name))
         if option is not None:
-            modules.setdefault(table.path, {})[table.name] = _table_plan(table, option, sharding)
+            bags = (constraints[table.name].num_poolings or [1.0])[0]
+            tokens = [length * bags for length in option.input_lengths]
+            modules.setdefault(table.path, {})[table.name] = _table_plan(
+                table, option, tokens, sharding
+            )
     return modules
 
 
-def _table_plan(table: ModelTable, option: ShardingOption, sharding: ShardingPlan) -> TablePlan:
+def _table_plan(
+    table: ModelTable, option: ShardingOption, tokens: Sequence[float], sharding: ShardingPlan
+) -> TablePlan:
     spec = sharding.plan[table.path][table.name].sharding_spec
     if spec is None:  # data parallel: a copy on every rank
         placements = [f"rank:{shard.rank}" for shard in option.shards]
@@ -303,7 +319,7 @@ def _table_plan(table: ModelTable, option: ShardingOption, sharding: ShardingPla
         dim=table.dim,
         dtype=table.dtype,
         features=list(table.features),
-        pooling_factors=list(option.input_lengths),
+        pooling_factors=list(tokens),
         sharding_type=option.sharding_type,
         compute_kernel=option.compute_kernel,
         cache_load_factor=option.cache_load_factor,

@@ -13,7 +13,7 @@ from hisac_rec.errors import UserError
 from hisac_rec.methods.base import MethodShape, find_method
 from hisac_rec.ranker.config import ModelConfig
 from hisac_rec.ranker.ranker import DenseRanker, Ranker
-from hisac_rec.ranker.sparse import frozen_vectors, trained_tables
+from hisac_rec.ranker.sparse import frozen_vectors, pooled_tables, trained_tables
 from hisac_rec.semantic.store import Semantics, load_semantics
 
 
@@ -44,22 +44,35 @@ def ranker_schema(
         UserError: the model asks for a feature or semantic ids that the data set lacks.
     """
     method = find_method(config.method)
-    sides = method.vector_sides(config.method_config())
+    own = config.method_config()
+    sides = method.vector_sides(own)
     if sides and semantics is None:
         raise UserError(
             f"{data.root}: the history method reads semantic vectors, but the data set has no "
             "semantic ids; run 'hisac-rec semantic-ids' first"
         )
+    codebook = (
+        tuple(torch.from_numpy(words.copy()) for words in semantics.codebook) if semantics else ()
+    )
+    vector_dim = semantics.vectors.shape[1] if semantics else 0
+    grouping = None
+    if config.tables.pool:
+        grouping = method.grouping(own, MethodShape(config.tables.dim, codebook, vector_dim))
+        if grouping is None or not method.uses_history:
+            raise UserError(
+                f"tables.pool = true: history.method = '{config.method}' as configured reads "
+                "events one by one, so their rows cannot be summed where they are; leave "
+                "tables.pool out"
+            )
     spec = build_input_spec(
         config.inputs,
         data.manifest,
         tuple(semantics.code_counts) if semantics else (),
         vector_sides=sides,
-        vector_dim=semantics.vectors.shape[1] if semantics else 0,
-        item_features=method.item_features(config.method_config()),
-    )
-    codebook = (
-        tuple(torch.from_numpy(words.copy()) for words in semantics.codebook) if (semantics) else ()
+        vector_dim=vector_dim,
+        item_features=method.item_features(own),
+        grouping=grouping,
+        singles=max(config.ranker.recent, method.newest(own)),
     )
     return RankerSchema(spec, codebook)
 
@@ -74,13 +87,16 @@ def build_ranker(
         schema: of :func:`ranker_schema`.
         device: of the tables; "meta" allocates nothing for them. The dense part is on the CPU.
     """
-    spec = schema.spec
+    spec, pooled = schema.spec, schema.spec.pooled()
     table_device = torch.device(device)
     shape = MethodShape(config.tables.dim, schema.codebook, spec.vector_dim)
     method = find_method(config.method)(config.method_config(), shape)
     dense = DenseRanker(config.ranker, spec, method, config.tables.dim)
     return Ranker(
-        trained_tables(spec, config.tables, table_device),
+        trained_tables(spec, config.tables, table_device)
+        if spec.tables().keys() - pooled
+        else None,
+        pooled_tables(spec, config.tables, table_device) if pooled else None,
         frozen_vectors(spec, table_device) if spec.vector_sides else None,
         dense,
         config.train.precision,

@@ -25,6 +25,10 @@ class TableConfig(Strict):
     """Rows start uniform in [-init_scale, init_scale]."""
     dtype: Literal["fp32", "fp16"] = "fp32"
     """Storage of the trained tables; gradients and optimiser state stay fp32."""
+    pool: bool = False
+    """Sum the events of each of the method's groups (HiSAC: of each leaf of a request) on the rank
+    that owns their rows, so that sums cross the network instead of rows. The same numbers but for
+    the order of additions; for methods that read nothing else of their events."""
 
 
 class RankerConfig(Strict):

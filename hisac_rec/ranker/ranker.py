@@ -3,17 +3,19 @@
 ``forward`` touches nothing but attributes of the batch before the sharded modules, so
 ``TrainPipelineSparseDist`` can start the lookups of the next batch during this one.
 
-Legend: R requests, T events, N candidates, F feature vectors, d width.
+Legend: R requests, T events, N candidates, B bags, F feature vectors, d width.
 """
 
 from __future__ import annotations
+
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.profiler import record_function
-from torchrec.modules.embedding_modules import EmbeddingCollection
-from torchrec.sparse.jagged_tensor import JaggedTensor
+from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
+from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedTensor
 
 from hisac_rec.data.batch import RequestBatch
 from hisac_rec.data.inputs import InputSpec, Side
@@ -21,7 +23,7 @@ from hisac_rec.methods.base import Candidates, History, HistoryMethod, request_o
 from hisac_rec.methods.recent import newest_events
 from hisac_rec.ranker.arches import DenseArch, InteractionArch, OverArch
 from hisac_rec.ranker.config import RankerConfig
-from hisac_rec.ranker.sparse import EventEncoder, pooled_rows
+from hisac_rec.ranker.sparse import EventEncoder, LookedUp
 
 CONTEXT_FEATURES = 1
 """log(1 + history length)."""
@@ -45,16 +47,18 @@ class DenseRanker(nn.Module):
         self.user_lookups = spec.of_side("user")
         self.candidate_lookups = spec.of_side("candidate")
         self.vector_sides = spec.vector_sides
-        self.lookup_keys = tuple(lookup.key for lookup in spec.lookups)
+        pooled = spec.pooled()
+        self.lookup_keys = tuple(lk.key for lk in spec.lookups if lk.table not in pooled)
         self.uses_history = method.uses_history
         self.recent = config.recent if method.uses_history else 0
         history = spec.of_side("history")
         if self.uses_history:
-            self.events = EventEncoder(history, dim, spec.event_types, config.age_buckets)
+            self.events = EventEncoder(spec, dim, config.age_buckets)
         # A candidate is embedded as an event without type and age, from the same tables.
         columns = {lookup.column for lookup in history}
-        shared = tuple(lk for lk in self.candidate_lookups if lk.column in columns)
-        self.candidates = EventEncoder(shared, dim, 0, 0)
+        self.as_event = [
+            number for number, lk in enumerate(self.candidate_lookups) if lk.column in columns
+        ]
         self.dense = DenseArch(CONTEXT_FEATURES, config.dense_layers, dim)
         vectors = 1 + len(self.user_lookups) + len(self.candidate_lookups)
         vectors += int(self.uses_history) * method.interests + int(self.recent > 0)
@@ -65,6 +69,7 @@ class DenseRanker(nn.Module):
         self,
         batch: RequestBatch,
         rows: dict[str, JaggedTensor],
+        bags: dict[str, Tensor],
         vectors: dict[str, JaggedTensor] | None,
     ) -> tuple[Tensor, Tensor | None]:
         """[N] logits, and the method's [N] auxiliary logits where it trains with some.
@@ -72,27 +77,25 @@ class DenseRanker(nn.Module):
         Args:
             batch: the batch without its ids.
             rows: looked-up rows per key.
+            bags: [B, d] sums per table that is read by bags.
             vectors: frozen semantic vectors per side, or None.
         """
-        count = batch.candidate_items.shape[0]
+        count = batch.num_candidates
         request = request_of_rows(batch.candidate_offsets, count)
+        found = LookedUp(batch, rows, bags)
         lengths = batch.history_offsets.diff()
         context = self.dense(torch.log1p(lengths.float()).unsqueeze(1))
         per_request = [context]
-        per_request += [pooled_rows(rows, {}, lk, len(lengths)) for lk in self.user_lookups]
+        per_request += map(found.of, self.user_lookups)
         auxiliary: Tensor | None = None
-        per_candidate = [
-            pooled_rows(rows, batch.owners, lk, count) for lk in self.candidate_lookups
-        ]
+        per_candidate = list(map(found.of, self.candidate_lookups))
         if self.uses_history:
-            history = self._history(batch, rows, vectors)
+            history = self._history(batch, found, vectors)
             if self.recent:
                 per_request.append(_mean(*newest_events(history, self.recent)))
             candidates = Candidates(
                 offsets=batch.candidate_offsets,
-                values=self.candidates(
-                    rows, batch.owners, batch.candidate_items, batch.candidate_items.float()
-                ).each(),
+                values=self._as_events(per_candidate, context),
                 codes=batch.candidate_codes,
                 placed=batch.candidate_placed,
                 features=batch.candidate_features,
@@ -114,24 +117,24 @@ class DenseRanker(nn.Module):
     def _history(
         self,
         batch: RequestBatch,
-        rows: dict[str, JaggedTensor],
+        found: LookedUp,
         vectors: dict[str, JaggedTensor] | None,
     ) -> History:
         semantic = self._of_side(vectors, "history")  # of the distinct items
         return History(
             offsets=batch.history_offsets,
-            events=self.events(
-                rows,
-                batch.owners,
-                batch.history_type,
-                batch.history_age,
-                (batch.history_items, batch.history_rows),
-            ),
+            events=self.events(found, batch),
             codes=batch.history_codes,
             features=batch.history_features,
             vectors=None if semantic is None else semantic.index_select(0, batch.history_rows),
             age=batch.history_age,
         )
+
+    def _as_events(self, per_candidate: list[Tensor], like: Tensor) -> Tensor:
+        """[N, d]: what candidates look up in the tables that events read, summed."""
+        shared = [per_candidate[number] for number in self.as_event]
+        nothing = like.new_zeros((len(per_candidate[0]) if per_candidate else 0, like.shape[1]))
+        return reduce(torch.add, shared) if shared else nothing
 
     def _of_side(self, vectors: dict[str, JaggedTensor] | None, side: Side) -> Tensor | None:
         # A sharded collection gives a lazy result, which can be asked for a key alone.
@@ -145,7 +148,8 @@ class Ranker(nn.Module):
     """Lookups plus :class:`DenseRanker` plus the loss.
 
     Args:
-        tables: the trained collection.
+        tables: the trained tables that are read row by row, or None.
+        bags: the trained tables that are read by bags, or None.
         vectors: the frozen collection, or None.
         dense: everything after the lookups.
         precision: "fp32" or "bf16" autocast of the dense part.
@@ -153,17 +157,32 @@ class Ranker(nn.Module):
 
     def __init__(
         self,
-        tables: EmbeddingCollection,
+        tables: EmbeddingCollection | None,
+        bags: EmbeddingBagCollection | None,
         vectors: EmbeddingCollection | None,
         dense: DenseRanker,
         precision: str,
     ) -> None:
         super().__init__()
-        self.tables = tables
+        if tables is not None:
+            self.tables = tables
+        self.has_tables = tables is not None
+        if bags is not None:
+            self.bags = bags
+        self.has_bags = bags is not None
         if vectors is not None:
             self.vectors = vectors
         self.has_vectors = vectors is not None
         self.head = _Head(dense, precision)
+
+    def trained_collections(self) -> list[EmbeddingCollection | EmbeddingBagCollection]:
+        """The collections whose rows are trained."""
+        found: list[EmbeddingCollection | EmbeddingBagCollection] = []
+        if self.has_tables:
+            found.append(self.tables)
+        if self.has_bags:
+            found.append(self.bags)
+        return found
 
     def forward(self, batch: RequestBatch) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """(loss [], (loss [], logits [N])): what to differentiate, and what to look at.
@@ -171,9 +190,10 @@ class Ranker(nn.Module):
         The loss is the sum over candidates times ``loss_scale``; the first one has the
         method's auxiliary loss added, the second has not.
         """
-        rows = self.tables(batch.features)
+        rows = self.tables(batch.features) if self.has_tables else {}
+        bags = self.bags(batch.bags) if self.has_bags else None
         vectors = self.vectors(batch.semantics) if self.has_vectors else None
-        return self.head(batch, rows, vectors)
+        return self.head(batch, rows, bags, vectors)
 
 
 class _Head(nn.Module):
@@ -188,27 +208,30 @@ class _Head(nn.Module):
         self,
         batch: RequestBatch,
         rows: dict[str, JaggedTensor],
+        bags: KeyedTensor | None,
         vectors: dict[str, JaggedTensor] | None,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        summed = {} if bags is None else bags.to_dict()
         device = batch.labels.device.type
         with torch.autocast(device, dtype=torch.bfloat16, enabled=self.bf16):
-            logits, auxiliary = self.dense(batch, rows, vectors)
+            logits, auxiliary = self.dense(batch, rows, summed, vectors)
         loss = _cross_entropy(logits, batch)
         trained = loss
         if auxiliary is not None:
             trained = loss + self.dense.method.auxiliary_weight * _cross_entropy(auxiliary, batch)
         if not (batch.num_candidates and batch.num_events):
-            trained = trained + self._touch_all(rows)
+            trained = trained + self._touch_all(rows, summed)
         return trained, (loss.detach(), logits.detach())
 
-    def _touch_all(self, rows: dict[str, JaggedTensor]) -> Tensor:
+    def _touch_all(self, rows: dict[str, JaggedTensor], bags: dict[str, Tensor]) -> Tensor:
         """Zero, with a gradient (of zero) to every parameter and looked-up row.
 
         Other ranks wait for this rank's part of every gradient. A rank out of data whose
         history method skips its weights on an empty batch would otherwise hang them all.
         """
-        touched = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        touched: list[Tensor] = [p for p in self.parameters() if p.requires_grad]
         touched += [rows[lookup].values() for lookup in self.dense.lookup_keys]
+        touched += bags.values()
         return torch.stack([0.0 * tensor.sum().float() for tensor in touched]).sum()
 
 

@@ -1,22 +1,26 @@
 """SparseArch: the sharded tables, and how looked-up rows become feature vectors.
 
-Two embedding collections: ``tables`` is trained (item, user, features, codes, prefixes;
-history and candidates share tables), ``vectors`` is frozen fp16 (semantic vectors e_i).
+Three embedding collections: ``tables`` is trained (item, user, features, codes, prefixes;
+history and candidates share tables), and so is ``bags``, where what events read goes if it is to
+be summed where the rows are; ``vectors`` is frozen fp16 (semantic vectors e_i).
 
-Legend: R requests, T events, U distinct items among them, N candidates, d width of trained
-rows, s semantic width.
+Legend: R requests, T events, U distinct items among them, N candidates, G groups of events, S
+single events, B bags, d width of trained rows, s semantic width.
 """
 
 from __future__ import annotations
 
+from functools import reduce
+
 import torch
 from torch import Tensor, nn
-from torchrec.modules.embedding_configs import DataType, EmbeddingConfig
-from torchrec.modules.embedding_modules import EmbeddingCollection
+from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig, EmbeddingConfig
+from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.sparse.jagged_tensor import JaggedTensor
 
-from hisac_rec.data.inputs import InputSpec, Lookup
-from hisac_rec.methods.events import EventRows
+from hisac_rec.data.batch import RequestBatch
+from hisac_rec.data.inputs import InputSpec, Lookup, Side
+from hisac_rec.methods.events import EventRows, PooledEvents
 from hisac_rec.ranker.config import TableConfig
 
 VECTOR_TABLE = "semantic_vector"
@@ -27,7 +31,7 @@ def trained_tables(
     spec: InputSpec, config: TableConfig, device: torch.device
 ) -> EmbeddingCollection:
     """The collection of all trained tables; one lookup key may be one of several of a table."""
-    scale = config.init_scale
+    scale, pooled = config.init_scale, spec.pooled()
     return EmbeddingCollection(
         tables=[
             EmbeddingConfig(
@@ -40,7 +44,32 @@ def trained_tables(
                 weight_init_max=scale,
             )
             for name, lookups in spec.tables().items()
+            if name not in pooled
         ],
+        device=device,
+    )
+
+
+def pooled_tables(
+    spec: InputSpec, config: TableConfig, device: torch.device
+) -> EmbeddingBagCollection:
+    """The collection of the trained tables that are read by bags; a table's one key is its name."""
+    scale, pooled = config.init_scale, spec.pooled()
+    return EmbeddingBagCollection(
+        tables=[
+            EmbeddingBagConfig(
+                name=name,
+                num_embeddings=lookups[0].rows,
+                embedding_dim=config.dim,
+                feature_names=[name],
+                data_type=_TYPES[config.dtype],
+                weight_init_min=-scale,
+                weight_init_max=scale,
+            )
+            for name, lookups in spec.tables().items()
+            if name in pooled
+        ],
+        is_weighted=True,
         device=device,
     )
 
@@ -62,66 +91,92 @@ def frozen_vectors(spec: InputSpec, device: torch.device) -> EmbeddingCollection
     return collection
 
 
+class LookedUp:
+    """The rows of one batch as feature vectors, whichever collection they came from.
+
+    Args:
+        batch: what was looked up.
+        rows: looked-up rows per key.
+        bags: [B, d] sums per table that is read by bags.
+    """
+
+    def __init__(
+        self, batch: RequestBatch, rows: dict[str, JaggedTensor], bags: dict[str, Tensor]
+    ) -> None:
+        self._rows, self._bags, self._owners = rows, bags, batch.owners
+        self._counts: dict[Side, int] = {
+            "user": batch.num_requests,
+            "history": len(batch.history_items),
+            "candidate": batch.num_candidates,
+        }
+        self._singles = len(batch.single_events)
+
+    def of(self, lookup: Lookup) -> Tensor:
+        """[R, d], [U, d] or [N, d] vectors of one key; a list of values gives their mean."""
+        if lookup.table not in self._bags:
+            return pooled_rows(self._rows, self._owners, lookup, self._counts[lookup.side])
+        bags = self._bags[lookup.table]
+        return bags[len(bags) - self._counts["candidate"] :].float()
+
+    def groups_and_singles(self, lookup: Lookup) -> tuple[Tensor, Tensor]:
+        """[G, d] and [S, d] of a key of the history that is read by bags."""
+        bags = self._bags[lookup.table].float()
+        singles = len(bags) - self._counts["candidate"] - self._singles
+        return bags[:singles], bags[singles : singles + self._singles]
+
+
 class EventEncoder(nn.Module):
     """Event embedding e': looked-up rows plus event type plus age bucket, all summed.
 
     A plain sum, so that any weighted aggregation of events commutes with it.
 
     Args:
-        lookups: the history's (or candidates') keys to sum.
+        spec: the history's keys are summed.
         dim: d.
-        event_types: size of the event-type table; 0 leaves type out.
         age_buckets: size of the age table; 0 leaves age out.
     """
 
-    def __init__(
-        self, lookups: tuple[Lookup, ...], dim: int, event_types: int, age_buckets: int
-    ) -> None:
+    def __init__(self, spec: InputSpec, dim: int, age_buckets: int) -> None:
         super().__init__()
-        self.lookups = lookups
+        self.lookups = spec.of_side("history")
+        self.pooled = bool(spec.pooled())
         self.dim = dim
-        self.types = nn.Embedding(event_types, dim) if event_types > 1 else None
+        self.types = nn.Embedding(spec.event_types, dim) if spec.event_types > 1 else None
         self.ages = nn.Embedding(age_buckets, dim) if age_buckets else None
         for table in (self.types, self.ages):
             if table is not None:
                 nn.init.zeros_(table.weight)
 
-    def forward(
-        self,
-        rows: dict[str, JaggedTensor],
-        owners: dict[str, Tensor],
-        event_type: Tensor,
-        age: Tensor,
-        distinct: tuple[Tensor, Tensor] | None = None,
-    ) -> EventRows:
-        """Embed events.
-
-        Args:
-            rows: looked-up rows per key: of the T events, or of the U distinct items.
-            owners: of multi-valued keys.
-            event_type: [T] int64.
-            age: [T] float32.
-            distinct: the items [U] that were looked up and the one of each event [T]; None
-                where each event was looked up.
-
-        Returns:
-            [T, d] as sums of rows that are built when they are asked for. O(U d) per lookup.
+    def forward(self, found: LookedUp, batch: RequestBatch) -> EventRows | PooledEvents:
+        """[T, d] events as sums of rows that are built when they are asked for. O(U d) or, summed
+        at the shard, O(G d), a key.
         """
-        count = len(event_type) if distinct is None else len(distinct[0])
-        total: Tensor | None = None
-        for lookup in self.lookups:
-            part = pooled_rows(rows, owners, lookup, count)
-            total = part if total is None else total + part
-        if total is None:
-            total = torch.zeros((count, self.dim), device=age.device)
-        each = torch.arange(count, device=age.device) if distinct is None else distinct[1]
-        parts = [(total, each)]
+        own = self._own(batch.history_type, batch.history_age)
+        if not self.pooled:
+            count, device = len(batch.history_items), batch.history_age.device
+            total = torch.zeros((count, self.dim), device=device)
+            if self.lookups:
+                total = reduce(torch.add, map(found.of, self.lookups))
+            return EventRows([(total, batch.history_rows), *own])
+        groups, single = zip(*map(found.groups_and_singles, self.lookups), strict=True)
+        if not own:
+            zeros = groups[0].new_zeros((1, self.dim))
+            own = [(zeros, torch.zeros_like(batch.history_type))]
+        return PooledEvents(
+            reduce(torch.add, groups),
+            reduce(torch.add, single),
+            batch.single_events,
+            EventRows(own),
+        )
+
+    def _own(self, event_type: Tensor, age: Tensor) -> list[tuple[Tensor, Tensor]]:
+        parts = []
         if self.types is not None:
             parts.append((self.types.weight, event_type))
         if self.ages is not None:
             bucket = age.clamp_min(0).add(1).log2().long()
             parts.append((self.ages.weight, bucket.clamp_max(self.ages.num_embeddings - 1)))
-        return EventRows(parts)
+        return parts
 
 
 def pooled_rows(

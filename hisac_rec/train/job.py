@@ -13,6 +13,7 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from hisac_rec.data.contract import PreparedData
 from hisac_rec.data.inputs import InputSpec
 from hisac_rec.data.items import ItemStore, load_items
+from hisac_rec.data.loader import RequestBatches
 from hisac_rec.planning.config import PlannerConfig, TopologyConfig
 from hisac_rec.planning.plan_io import Plan, check_plan, load_plan
 from hisac_rec.planning.planner import default_sharders, make_plan
@@ -25,6 +26,19 @@ from hisac_rec.train.optim import attach_sparse_optimizer
 from hisac_rec.train.tables import fill_tables
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class BagTraffic:
+    """What a mean request asks of the tables that are read by bags.
+
+    Args:
+        bags: bags, the same for every such table.
+        ids: table -> ids in them.
+    """
+
+    bags: float
+    ids: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -47,12 +61,26 @@ class Job:
         torch.manual_seed(self.config.train.seed)
         ranker = build_ranker(self.config, self.schema, "meta")
         # The dense part is real: only tables are too large to be built before sharding.
-        attach_sparse_optimizer(ranker.tables, self.config.train)
+        for tables in ranker.trained_collections():
+            attach_sparse_optimizer(tables, self.config.train)
         return ranker
 
     def pooling_factors(self) -> dict[str, float]:
         """Lookup key -> mean values per request, measured on the training split."""
-        return pooling_factors(self.spec, self.data)
+        return pooling_factors(self.spec, self.data) | self.bag_traffic().ids
+
+    def bag_traffic(self) -> BagTraffic:
+        """How much is read by bags, measured on the first batch of the training split."""
+        if not self.spec.pooled():
+            return BagTraffic(1.0, {})
+        batches = RequestBatches(self.data, "train", self.spec, self.items, self.config.loader)
+        batch = next(iter(batches))
+        requests = batch.num_requests
+        keys, ids = batch.bags.keys(), batch.bags.length_per_key()
+        return BagTraffic(
+            batch.bags.stride() / requests,
+            {key: count / requests for key, count in zip(keys, ids, strict=True)},
+        )
 
 
 def open_job(config: ModelConfig, data: PreparedData) -> Job:
@@ -111,6 +139,7 @@ def resolve_plan(job: Job, ranks: Ranks, source: Path | PlannerConfig | None) ->
         planner,
         requests_per_rank=requests_per_rank(job, planner.topology.world_size),
         pooling_factors=job.pooling_factors(),
+        bags_per_request=job.bag_traffic().bags,
     )
     check_plan(plan, model, world_size=ranks.world_size, source="planner config")
     return plan

@@ -10,7 +10,7 @@ from torch.distributed.optim import (
     _apply_optimizer_in_backward as apply_optimizer_in_backward,
 )
 from torchrec.distributed.model_parallel import DistributedModelParallel
-from torchrec.modules.embedding_modules import EmbeddingCollection
+from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.optim.clipping import GradientClipping, GradientClippingOptimizer
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import SGD, Adagrad, in_backward_optimizer_filter
@@ -31,8 +31,10 @@ WARM_UP_SHARE = 0.1
 """And the most of a training that it may take."""
 
 
-def attach_sparse_optimizer(tables: EmbeddingCollection, config: TrainConfig) -> None:
-    """Fuse the sparse optimiser into the backward pass of the trained tables."""
+def attach_sparse_optimizer(
+    tables: EmbeddingCollection | EmbeddingBagCollection, config: TrainConfig
+) -> None:
+    """Fuse the sparse optimiser into the backward pass of trained tables."""
     options: dict[str, Any] = {"lr": config.sparse_lr}
     if config.sparse_weight_decay:
         options["weight_decay"] = config.sparse_weight_decay

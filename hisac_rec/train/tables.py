@@ -6,6 +6,7 @@ never on the number of ranks or the plan: 1 and 128 ranks start from the same mo
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Iterator
 
@@ -16,6 +17,9 @@ from torch import Tensor
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 
 from hisac_rec.ranker.sparse import VECTOR_TABLE
+
+TABLE_KEY = re.compile(r"\.(?:embeddings|embedding_bags)\.(\w+)\.weight$")
+"""A table's key in the state of a sharded model."""
 
 ROWS_PER_BLOCK = 1 << 16
 """Rows that share one random generator."""
@@ -40,9 +44,10 @@ def fill_tables(
     generate whole rows and keep their columns.
     """
     for key, value in state.items():
-        if ".embeddings." not in key:
+        name = TABLE_KEY.search(key)
+        if name is None:
             continue
-        table = key.split(".embeddings.")[1].removesuffix(".weight")
+        table = name[1]
         for rows, columns, shard, width in _shards(value):
             if table == VECTOR_TABLE:
                 if vectors is None:

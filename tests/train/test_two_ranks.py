@@ -115,6 +115,26 @@ def test_one_process_learns_the_same(
         assert aucs[0] == pytest.approx(aucs[1], abs=0.002)
 
 
+@pytest.mark.parametrize("sharding", ["column_wise", "table_wise"])
+def test_sums_at_the_shard_train_the_same(results: Results, sharding: str) -> None:
+    pooled, apart = (RunFolder(results.out / f"{how}_{sharding}") for how in ("pooled", "whole"))
+    shardings = {name: table.sharding_type for _, name, table in load_plan(pooled.plan).tables()}
+    assert shardings["item"] == sharding
+    losses = logged(apart.root, "train", "loss")
+    assert logged(pooled.root, "train", "loss") == pytest.approx(losses, abs=1e-4)
+    found, wanted = (read_predictions(run.predictions("test"))["logit"] for run in (pooled, apart))
+    np.testing.assert_allclose(found, wanted, atol=1e-2)
+
+
+def test_a_checkpoint_of_sums_at_the_shard_evaluates_on_one(
+    results: Results, small_data: PreparedData
+) -> None:
+    run = RunFolder(results.out / "pooled_table_wise")
+    on_two = read_predictions(run.predictions("test"))["logit"]
+    on_one = predict_run(run.root, small_data, checkpoint="last")["logit"]
+    np.testing.assert_allclose(on_one, on_two, atol=1e-5)
+
+
 def test_rows_that_travel_in_16_bits_train_as_well(results: Results) -> None:
     halved = logged(results.out / "fp16", "train", "loss")
     whole = logged(results.out / "whole_row_wise", "train", "loss")

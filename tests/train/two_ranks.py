@@ -29,6 +29,8 @@ from hisac_rec.train.tables import fill_tables
 from hisac_rec.train.trainer import train
 
 SHARDINGS = ("row_wise", "column_wise", "table_wise")
+POOLED_SHARDINGS = ("column_wise", "table_wise")
+"""TorchRec's bags have no row-wise form on CPU."""
 
 
 def feed_unequal_ranks(job: Job, ranks: Ranks) -> list[list[float]]:
@@ -84,6 +86,11 @@ def main(data: PreparedData, lonely: PreparedData, out: Path) -> None:
             write_predictions(RunFolder(run), data, ranks, planner=planner, checkpoint="last")
             run = out / f"whole_{sharding}"
             train(open_job(small_config(*WHOLE_EPOCH_A_STEP), data), ranks, run, plan=planner)
+            write_predictions(RunFolder(run), data, ranks, planner=planner, checkpoint="last")
+        for sharding in POOLED_SHARDINGS:
+            pooled = small_config(*WHOLE_EPOCH_A_STEP, "tables.pool=true")
+            run, planner = out / f"pooled_{sharding}", planner_of(2, sharding)
+            train(open_job(pooled, data), ranks, run, plan=planner)
             write_predictions(RunFolder(run), data, ranks, planner=planner, checkpoint="last")
         halved = small_config(*WHOLE_EPOCH_A_STEP, "train.communication=fp16")
         train(open_job(halved, data), ranks, out / "fp16", plan=planner_of(2, "row_wise"))

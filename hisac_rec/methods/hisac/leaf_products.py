@@ -53,7 +53,7 @@ def forward(
     routed = sums.new_empty((len(geometry.agents), sums.shape[1]))
     mass = sums.new_empty((len(geometry.agents), 1))
     kept: list[Part] = []
-    for part in _parts(geometry, sums.dtype):
+    for part in request_parts(geometry, sums.dtype):
         torch.mm(part.weights, sums[part.leaves], out=routed[part.agents])
         torch.mm(part.weights, counts[part.leaves], out=mass[part.agents])
         if keep:
@@ -64,12 +64,13 @@ def forward(
 def backward(scaled: Tensor, geometry: LeafGeometry, kept: list[Part] | None) -> Tensor:
     """[U, d] gradient of the sums; ``scaled`` [A, d] is the agents' gradient by their mass."""
     found = scaled.new_empty((len(geometry.words), scaled.shape[1]))
-    for part in _parts(geometry, scaled.dtype) if kept is None else kept:
+    for part in request_parts(geometry, scaled.dtype) if kept is None else kept:
         torch.mm(part.weights.T, scaled[part.agents], out=found[part.leaves])
     return found
 
 
-def _parts(geometry: LeafGeometry, dtype: torch.dtype) -> Iterator[Part]:
+def request_parts(geometry: LeafGeometry, dtype: torch.dtype) -> Iterator[Part]:
+    """All pairs of each request that has events, as dense weights exp(-distance / tau)."""
     # ||x - y||^2 = [-2 x, x.x, 1] . [y, 1, y.y]; in float64, as in the list of pairs.
     vectors = geometry.codebook.index_select(0, geometry.words.flatten())
     vectors = vectors.unflatten(0, geometry.words.shape).sum(1)

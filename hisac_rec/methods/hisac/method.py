@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
-from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from hisac_rec.config import Strict
+from hisac_rec.data.bags import Grouping
 from hisac_rec.data.inputs import Side
 from hisac_rec.errors import UserError
 from hisac_rec.methods.base import (
@@ -23,78 +23,30 @@ from hisac_rec.methods.base import (
     HistoryMethod,
     MethodShape,
     offsets_of_rows,
-    request_of_rows,
 )
-from hisac_rec.methods.hisac.leaf_routing import leaf_geometry, route_leaves
+from hisac_rec.methods.events import PooledEvents
+from hisac_rec.methods.hisac.config import HiSACConfig, tree_rules
+from hisac_rec.methods.hisac.leaf_routing import route_leaves
+from hisac_rec.methods.hisac.reach import nearest_agents, route_reached
 from hisac_rec.methods.hisac.strength import VOTE_FEATURES, path_vote_features, vote_tiers
+from hisac_rec.methods.hisac.tree import ByAgent, ByLeaf
 from hisac_rec.methods.hisac.voting import (
     VOTE_UNIT,
     Agents,
     Leaves,
-    activate,
-    count_leaves,
     path_numbers,
     path_vectors,
     path_words,
-    recent_votes,
     to_slots,
 )
-from hisac_rec.methods.parts.agents import AgentMemory, AgentReader, ReaderConfig
+from hisac_rec.methods.parts.agents import AgentMemory, AgentReader
 from hisac_rec.methods.parts.attention import CandidateAttention, Kinship
 from hisac_rec.methods.recent import newest_events
-from hisac_rec.ops.soft_route import Frozen, Routing, route_with_mass
+from hisac_rec.ops.soft_route import Frozen, route_with_mass
 
 MOST_PATHS = 1 << 43
 """Paths of codes that can be told apart: each request's have numbers of their own, and those
 of a million requests must fit 63 bits."""
-
-
-class HiSACConfig(ReaderConfig):
-    """``[history]`` keys of ``method = "hisac"``; the paper leaves all of them open."""
-
-    keep: list[PositiveInt] = [16, 8]
-    """k^(l): children kept under each surviving parent, per codebook level. At most their
-    product of agents. A value at or above the level's codes switches pruning off there."""
-    tail_agents: int = Field(default=0, ge=0)
-    """Leaves that pruning would drop and that are kept all the same, most votes first: agents
-    reserved for the long tail, beside those of ``keep``. Not in the paper."""
-    vote_half_life: float | None = Field(default=None, gt=0)
-    """Recency-aware votes: an event so many events back in the history votes half as much as
-    the newest; unset: one event, one vote. Not in the paper."""
-    routing: Routing = "events"
-    """Which axis alpha is normalised over. "events" (paper): each agent reads the whole
-    history, near events most. "agents": each event is shared out among the agents, so agents
-    add up to the history. "hard": each event goes to its nearest agent alone."""
-    tau: float = Field(default=0.1, gt=0)
-    """Routing temperature, in the unit of the (squared) distance between semantic vectors.
-    Small: an agent averages its own leaf; large: every agent averages the whole history."""
-    squared_distance: bool = False
-    """Squared instead of plain L2 distance between events and agents."""
-    semantics: Literal["codes", "vectors"] = "codes"
-    """What an event's key e_i is: "codes" rebuilds it from its semantic ID (events of a leaf
-    share one distance: cost O(T d + U K d)); "vectors" looks up the item's own frozen vector
-    (a sharded fp16 table; cost O(T K (s + d)))."""
-    semantic_attention: bool = True
-    """Let candidates find agents by frozen semantics as well as by trained embeddings: a
-    learned multiple, per head, of the cosine between the candidate's and the agent's semantic
-    vectors is added to the scores. Not in the paper; a candidate never seen in training still
-    finds its interest."""
-    candidate_semantics: Literal["codes", "vectors"] = "codes"
-    """Where a candidate stands for ``semantic_attention`` and ``tiers``: "codes" rebuilds its
-    vector from its semantic ID, "vectors" looks up its own frozen one, once a candidate."""
-    tiers: int = Field(default=0, ge=0, le=1000)
-    """Tell the ranker how much of the history is how much like the candidate: votes by the
-    cosine of the agents they lie on, in so many tiers of equal width over -1..1, as one more
-    interest vector (SimTier, arXiv 2407.19467, on agents instead of events); 0: off."""
-    newest: int = Field(default=0, ge=0)
-    """So many of the newest events stay uncompressed beside the agents; candidates attend to
-    them on their own, as one more interest vector. Not in the paper, where the short sequence
-    is the ranker's: what is new is not yet an interest."""
-    path_votes: Literal["gate", "add", "off"] = "gate"
-    """Tell the ranker how strong the candidate's own interest is, by the agents' votes along
-    the candidate's semantic-ID path, per level: a small network of them scales the attended
-    vector ("gate") or is added to it ("add"). Not in the paper: routed vectors are averages
-    and forget how many events stand behind them."""
 
 
 @dataclass
@@ -155,6 +107,7 @@ class HiSAC(HistoryMethod):
                 f"than {MOST_PATHS:,} paths; fit fewer levels or codes: "
                 "hisac-rec semantic-ids DATA --set codes=[...]"
             )
+        self.rules = tree_rules(config, shape.codebook)
         for level, words in enumerate(shape.codebook):
             self.register_buffer(f"codebook_{level}", words.detach().clone())
         self.reader = AgentReader(config, shape.dim)
@@ -179,6 +132,19 @@ class HiSAC(HistoryMethod):
             sides += ("candidate",)
         return sides
 
+    @classmethod
+    def grouping(cls, config: HiSACConfig, shape: MethodShape) -> Grouping | None:
+        if config.semantics == "vectors":
+            return None
+        rules = tree_rules(config, shape.codebook)
+        if config.reach:
+            return ByAgent(rules, shape.codebook, config.reach)
+        return ByLeaf(rules.code_counts)
+
+    @classmethod
+    def newest(cls, config: HiSACConfig) -> int:
+        return config.newest
+
     @property
     def codebook(self) -> list[Tensor]:
         """D tensors [C_l, s]."""
@@ -186,17 +152,11 @@ class HiSAC(HistoryMethod):
 
     def compress(self, history: History) -> InterestMemory:
         """Votes -> agents -> routed vectors, candidate-independent."""
-        requests = history.num_requests
-        request = request_of_rows(history.offsets, history.num_events)
-        votes, unit = None, 1
-        if self.config.vote_half_life is not None:
-            votes = recent_votes(history.offsets, request, self.config.vote_half_life)
-            unit = VOTE_UNIT
-        leaves = count_leaves(history.codes, request, requests, self.code_counts, votes)
-        agents = activate(leaves, self.config.keep, self.code_counts, self.config.tail_agents)
-        slot, filled = to_slots(agents, requests)
+        leaves, agents = self.rules.grow(history.offsets, history.codes)
+        slot, filled = to_slots(agents, history.num_requests)
         vectors, mass = self._route(history, leaves, agents, slot, filled)
         if self.config.routing == "events" or mass is None:
+            unit = 1 if self.config.vote_half_life is None else VOTE_UNIT
             events = _spread(agents.votes.to(vectors.dtype) / unit, agents, slot, filled, empty=0)
         else:  # what was shared out to each agent
             events = mass * filled
@@ -265,22 +225,29 @@ class HiSAC(HistoryMethod):
             return route_with_mass(
                 history.values, Frozen(queries, keys, None, history.offsets, *how)
             )
+        if config.reach:
+            return _slots(self._reached(history, leaves, agents), agents, slot, filled), None
         # Events of one leaf share their key, so route the leaves' sums, each counted by votes.
         sums = history.sums(leaves.of_event, len(leaves.path))
         if config.routing == "events":
-            geometry = leaf_geometry(
-                leaves,
-                agents,
-                filled.shape[0],
-                codebook,
-                tau=config.tau,
-                squared=config.squared_distance,
-            )
+            geometry = self.rules.geometry(leaves, agents, len(filled), codebook)
             return _slots(route_leaves(sums, geometry), agents, slot, filled), None
         leaf_vectors = path_vectors(leaves.path, codebook)
         queries = _slots(leaf_vectors[agents.leaf], agents, slot, filled)
         offsets = offsets_of_rows(leaves.request, filled.shape[0])
         return route_with_mass(sums, Frozen(queries, leaf_vectors, leaves.events, offsets, *how))
+
+    def _reached(self, history: History, leaves: Leaves, agents: Agents) -> Tensor:
+        """[A, d]: every agent's weighted sum of the events that reach it."""
+        geometry = self.rules.geometry(leaves, agents, history.num_requests, self.codebook)
+        reached = nearest_agents(geometry, self.config.reach)
+        events = history.events
+        if not isinstance(events, PooledEvents):
+            sums = history.sums(leaves.of_event, len(leaves.path))
+            return route_reached(sums, reached, len(agents.leaf))
+        # Rows have been added up by agent where they are; type and age have not.
+        own = events.own.sums(leaves.of_event, len(leaves.path))
+        return events.groups + route_reached(own, reached, len(agents.leaf))
 
 
 def _spread(

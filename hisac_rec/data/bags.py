@@ -1,0 +1,154 @@
+"""Bags of ids: what is summed where the rows are, instead of sent row by row.
+
+Where a method's first use of events is a weighted sum that no trained number decides, the rank
+that owns the rows can do it: sums cross the network, not events. The bags of a batch are, in
+order, the method's groups of events, single events that are read one by one, and candidates.
+
+Legend: R requests, T events, E entries (an event in a group), G groups, S single events, N
+candidates, B = G + S + N bags, D semantic-ID levels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from hisac_rec.data.items import ItemStore
+from hisac_rec.data.jagged import Ints, take_ranges
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Weighted sums of events, each within one request.
+
+    Args:
+        count: G.
+        group: [E] int64 group of each entry.
+        event: [E] int64 event of each entry; None: entry i is event i, and E = T.
+        weight: [E] float32; None: all are 1.
+    """
+
+    count: int
+    group: Tensor
+    event: Tensor | None = None
+    weight: Tensor | None = None
+
+
+Grouping: TypeAlias = Callable[[Tensor, Tensor], Groups]
+"""(offsets [R+1], codes [T, D]) -> the groups of a batch. Picklable and without trained numbers:
+the loader calls it. Groups come in an order that the method can tell again from the same."""
+
+
+@dataclass(frozen=True)
+class BagLookup:
+    """One table that is read by bags.
+
+    Args:
+        table: its name, and the key of the bags.
+        history: column of the events that is looked up there, and whether it holds lists.
+        candidate: the same of the candidates; None where they do not read the table.
+    """
+
+    table: str
+    history: tuple[str, bool]
+    candidate: tuple[str, bool] | None
+
+
+@dataclass(frozen=True)
+class _Entries:
+    """Ids of some bags, in the order of the bags."""
+
+    ids: NDArray[np.integer]
+    weights: NDArray[np.float32]
+    lengths: Ints
+
+
+def fill_bags(
+    lookups: tuple[BagLookup, ...],
+    items: ItemStore,
+    history_item: Ints,
+    groups: Groups,
+    singles: Ints,
+    candidate_item: Ints,
+) -> KeyedJaggedTensor:
+    """The ids and weights of all bags. O(E log E) a table.
+
+    Args:
+        lookups: the tables, in the order of the keys.
+        items: features and codes.
+        history_item: [T] item of each event.
+        groups: of the events.
+        singles: [S] events that are read one by one.
+        candidate_item: [N].
+
+    Returns:
+        One key a table, stride B. An id that is met several times in a group is there once,
+        with the sum of its weights.
+    """
+    group = groups.group.numpy()
+    entry_item = history_item if groups.event is None else history_item[groups.event.numpy()]
+    weight = None if groups.weight is None else groups.weight.numpy()
+    parts: list[_Entries] = []
+    for lookup in lookups:
+        values, owner, weights = _values(items, *lookup.history, entry_item)
+        if weight is not None:
+            weights = weights * weight[owner]
+        parts.append(_merged(values, group[owner], weights, groups.count))
+        parts.append(_each(items, lookup.history, history_item[singles]))
+        if lookup.candidate is None:
+            parts.append(_nothing(len(candidate_item)))
+        else:
+            parts.append(_each(items, lookup.candidate, candidate_item))
+    none = [_nothing(0)] if not parts else []
+    joined = parts + none
+    return KeyedJaggedTensor(
+        keys=[lookup.table for lookup in lookups],
+        values=torch.from_numpy(np.concatenate([part.ids for part in joined]).astype(np.int64)),
+        weights=torch.from_numpy(np.concatenate([part.weights for part in joined])),
+        lengths=torch.from_numpy(np.concatenate([part.lengths for part in joined])),
+    )
+
+
+def newest_rows(offsets: Ints, count: int) -> Ints:
+    """[S] the last ``count`` rows of each request, ascending. O(S)."""
+    lengths = np.minimum(np.diff(offsets), count)
+    return take_ranges(offsets[1:] - lengths, lengths)
+
+
+def _values(
+    items: ItemStore, column: str, multi: bool, ids: Ints
+) -> tuple[NDArray[np.integer], Ints, NDArray[np.float32]]:
+    """Values of a column, the row of ``ids`` each is of, and its share of the row's mean."""
+    if not multi:
+        return items.column(column, ids), np.arange(len(ids)), np.ones(len(ids), np.float32)
+    values, counts = items.multi[column].take(ids)
+    shares = (1.0 / np.maximum(counts, 1)).astype(np.float32)
+    return values, np.repeat(np.arange(len(ids)), counts), np.repeat(shares, counts)
+
+
+def _merged(
+    values: NDArray[np.integer], group: Ints, weights: NDArray[np.float32], count: int
+) -> _Entries:
+    """Ids by group, each once."""
+    width = int(values.max()) + 1 if len(values) else 1
+    keys, place = np.unique(group * width + values, return_inverse=True)
+    sums = np.bincount(place, weights=weights, minlength=len(keys)).astype(np.float32)
+    return _Entries(keys % width, sums, np.bincount(keys // width, minlength=count))
+
+
+def _each(items: ItemStore, column: tuple[str, bool], ids: Ints) -> _Entries:
+    """A bag for every row: its value, or the mean of its values."""
+    values, owner, weights = _values(items, *column, ids)
+    return _Entries(values, weights, np.bincount(owner, minlength=len(ids)))
+
+
+def _nothing(count: int) -> _Entries:
+    none = np.zeros(0, dtype=np.int64)
+    return _Entries(none, none.astype(np.float32), np.zeros(count, dtype=np.int64))
