@@ -46,7 +46,7 @@ ALL_MODELS = (
 )
 OUT = Path("docs/results/comparison")
 BENCHMARKS = Path("benchmarks")
-VARIANTS = ("ablations", "groups200", "tuned")
+VARIANTS = ("ablations", "reach", "groups200", "tuned")
 """Folders of model files that are compared instead of the shipped ones; "tuned" has one a study,
 left there by ``--tune``."""
 
@@ -159,7 +159,7 @@ def main() -> None:
         folder = BENCHMARKS / arguments.variants
         folder = folder / arguments.study if arguments.variants == "tuned" else folder
         models = sorted(map(str, folder.glob("*.toml")))
-        models = ["hisac", *models] if arguments.variants == "ablations" else models
+        models = ["hisac", *models] if arguments.variants in ("ablations", "reach") else models
         arguments.baseline = "hisac"
     baseline = ("--baseline", arguments.baseline)
     if arguments.report_only:

@@ -42,14 +42,21 @@ def hisac_rec(*words: str) -> None:
     _run([sys.executable, "-m", "hisac_rec", *words])
 
 
-def prepared(name: str, *keys: str) -> Path:
-    """A synthetic data set with semantic IDs, made once."""
+def prepared(name: str, *keys: str, codes: str | None = None) -> Path:
+    """A synthetic data set with semantic IDs, made once; ``codes`` of the codebook's levels."""
     data = WORK / name
     if not (data / "semantic_ids.parquet").is_file():
         sets = [word for key in keys for word in ("--set", f"synthetic.{key}")]
         hisac_rec("prepare", "synthetic", "--out", str(data), *sets, "--force")
-        hisac_rec("semantic-ids", str(data))
+        hisac_rec("semantic-ids", str(data), *(["--set", f"codes={codes}"] if codes else []))
     return data
+
+
+def torchrun(module: str, *arguments: str, ranks: int) -> None:
+    """Run a module on several ranks of one thread each."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    launch += [f"--nproc_per_node={ranks}", "-m", module, *arguments]
+    _run(launch, dict(os.environ) | {"OMP_NUM_THREADS": "1"})
 
 
 def train(model: str, data: Path, *keys: str, ranks: int = 1, threads: int | None = None) -> Ran:

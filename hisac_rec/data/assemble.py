@@ -6,6 +6,8 @@ levels.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -16,7 +18,7 @@ from hisac_rec.data.bags import BagLookup, fill_bags, newest_rows
 from hisac_rec.data.batch import RequestBatch
 from hisac_rec.data.inputs import InputSpec
 from hisac_rec.data.items import ItemStore
-from hisac_rec.data.jagged import Ints, offsets_of, sum_ranges, take_ranges
+from hisac_rec.data.jagged import Ints, offsets_of, take_ranges
 from hisac_rec.data.units import RequestTable
 
 
@@ -39,7 +41,8 @@ class BatchAssembler:
             for lk in spec.of_side("history")
             if lk.table in pooled
         )
-        self._one_by_one = not pooled or "history" in spec.vector_sides
+        by_row = any(lk.side == "history" for lk in self._lookups)
+        self._one_by_one = by_row or "history" in spec.vector_sides or not pooled
 
     def assemble(self, table: RequestTable, rows: NDArray[np.int64]) -> RequestBatch:
         """Gather the requests ``rows`` [R] of ``table``. O(T log T + (U + N) x lookups),
@@ -107,58 +110,46 @@ class BatchAssembler:
         request_rows: Ints,
         oracle: NDArray[np.float32],
     ) -> RequestBatch:
-        # An item met by several users is looked up once: the distinct items of all histories go
-        # as if the first request had met them all, and each event knows the row of its own.
         none = np.zeros(0, dtype=np.int64)
-        distinct, place = none, none
+        distinct, row = none, none
         if self._one_by_one:
-            distinct, place = np.unique(history_item, return_inverse=True)
-        one = np.ones(len(request_rows), dtype=np.int64)
-        of_first = np.full(len(one) + 1, len(distinct))
-        of_first[0] = 0
-        sides = {
-            "history": (distinct, of_first),
-            "candidate": (candidate_item, candidate_offsets),
-        }
-        keys: list[str] = []
-        values: list[NDArray[np.integer]] = []
-        lengths: list[Ints] = []
+            distinct, row = np.unique(history_item, return_inverse=True)
+        requests = len(request_rows)
+        items = {"history": distinct, "candidate": candidate_item}
+        asked: dict[str, NDArray[np.integer]] = {}
+        places: dict[str, Tensor] = {}
         owners: dict[str, Tensor] = {}
         for lookup in self._lookups:
-            keys.append(lookup.key)
             if lookup.side == "user":
-                values.append(users[lookup.column])
-                lengths.append(one)
-                continue
-            ids, offsets = sides[lookup.side]
-            if lookup.multi:
-                taken, counts = self._items.multi[lookup.column].take(ids)
-                values.append(taken)
-                lengths.append(sum_ranges(counts, offsets))
+                values: NDArray[np.integer] = users[lookup.column]
+            elif lookup.multi:
+                ids = items[lookup.side]
+                values, counts = self._items.multi[lookup.column].take(ids)
                 owners[lookup.key] = _tensor(np.repeat(np.arange(len(ids)), counts))
             else:
-                values.append(self._items.column(lookup.column, ids))
-                lengths.append(np.diff(offsets))
-        vectors = [sides[side] for side in self._spec.vector_sides if side != "user"]
+                values = self._items.column(lookup.column, items[lookup.side])
+            if values is not distinct:
+                values, place = np.unique(values, return_inverse=True)
+                places[lookup.key] = _tensor(place)
+            asked[lookup.key] = values
+        vectors = {
+            f"{side}.vector": items[side] for side in self._spec.vector_sides if side != "user"
+        }
         codes = _tensor(self._items.codes[history_item])
         singles = none
         bags = KeyedJaggedTensor(keys=[], values=_tensor(none), lengths=_tensor(none))
-        if self._spec.grouping is not None:
+        if self._spec.grouping is not None and self._bags:
             singles = newest_rows(history_offsets, self._spec.singles)
             groups = self._spec.grouping(_tensor(history_offsets), codes)
             bags = fill_bags(self._bags, self._items, history_item, groups, singles, candidate_item)
         return RequestBatch(
-            features=_jagged(keys, values, lengths),
+            features=_asked_by_the_first(asked, requests),
             bags=bags,
             single_events=_tensor(singles),
-            semantics=_jagged(
-                [f"{side}.vector" for side in self._spec.vector_sides],
-                [ids for ids, _ in vectors],
-                [np.diff(offsets) for _, offsets in vectors],
-            ),
+            semantics=_asked_by_the_first(vectors, requests),
             history_offsets=_tensor(history_offsets),
             history_items=_tensor(distinct),
-            history_rows=_tensor(place),
+            history_rows=_tensor(row),
             history_codes=codes,
             history_type=_tensor(history_type),
             history_age=torch.from_numpy(history_age),
@@ -167,6 +158,7 @@ class BatchAssembler:
             candidate_codes=_tensor(self._items.codes[candidate_item]),
             candidate_placed=torch.from_numpy(self._items.placed[candidate_item]),
             candidate_features=self._raw_features(candidate_item),
+            places=places,
             owners=owners,
             labels=torch.from_numpy(np.array(labels, dtype=np.float32)),
             request_rows=_tensor(request_rows),
@@ -186,13 +178,17 @@ def _tensor(values: NDArray[np.integer]) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(values, dtype=np.int64))
 
 
-def _jagged(
-    keys: list[str], values: list[NDArray[np.integer]], lengths: list[Ints]
+def _asked_by_the_first(
+    asked: Mapping[str, NDArray[np.integer]], requests: int
 ) -> KeyedJaggedTensor:
-    """Keys of equal stride (requests) as one KeyedJaggedTensor."""
+    """Keys of stride ``requests``, all of whose ids are the first request's: an id that several
+    requests ask for is looked up once.
+    """
+    lengths = np.zeros((len(asked), requests), dtype=np.int64)
+    lengths[:, 0] = [len(ids) for ids in asked.values()]
     none = np.zeros(0, dtype=np.int64)
     return KeyedJaggedTensor(
-        keys=keys,
-        values=_tensor(np.concatenate(values) if values else none),
-        lengths=_tensor(np.concatenate(lengths) if lengths else none),
+        keys=list(asked),
+        values=_tensor(np.concatenate([none, *asked.values()])),
+        lengths=_tensor(lengths.ravel()),
     )

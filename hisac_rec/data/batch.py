@@ -26,15 +26,16 @@ class RequestBatch(Pipelineable):
     """
 
     features: KeyedJaggedTensor
-    """Ids for the trained tables, stride R; keys are those of the model's ``InputSpec``. The
-    history's keys hold the U distinct items, all in the first request."""
+    """Ids for the trained tables, stride R; keys are those of the model's ``InputSpec``. A key
+    holds each id once, ascending, all in the first request."""
     bags: KeyedJaggedTensor
     """Weighted ids for the tables whose rows are summed where they are, stride B, one key a table
     (:mod:`hisac_rec.data.bags`); no keys where there are none."""
     single_events: Tensor
     """[S] int64: events that have a bag of their own, ascending."""
     semantics: KeyedJaggedTensor
-    """Item ids for the frozen semantic-vector table, stride R; no keys where unused."""
+    """Item ids for the frozen semantic-vector table, stride R, all in the first request: the U
+    distinct items of the histories, the N candidates; no keys where unused."""
     history_offsets: Tensor
     """[R+1] int64: events of request r are rows ``offsets[r]:offsets[r+1]`` of T."""
     history_items: Tensor
@@ -58,6 +59,9 @@ class RequestBatch(Pipelineable):
     """[N] bool: whether anything is known of the item that its codes could come from."""
     candidate_features: dict[str, Tensor]
     """Item feature that the method reads raw -> [N] int64 ids."""
+    places: dict[str, Tensor]
+    """Key of ``features`` -> [values] int64: which of its ids each value is, of users R, of the U
+    distinct items or of the N candidates; absent where the ids are the U items themselves."""
     owners: dict[str, Tensor]
     """Multi-valued feature key -> [values] int64: the row of U or N each value belongs to."""
     labels: Tensor

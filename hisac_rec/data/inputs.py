@@ -76,6 +76,8 @@ class InputSpec:
     """How events are summed where the rows of their tables are; None: they are sent one by one."""
     singles: int = 0
     """Newest events of a request that are sent one by one all the same."""
+    pool_min_rows: int = 1
+    """Tables of fewer rows are read row by row whatever ``grouping`` says."""
 
     def of_side(self, side: Side) -> tuple[Lookup, ...]:
         """The lookups of one side, in order."""
@@ -89,10 +91,11 @@ class InputSpec:
         return grouped
 
     def pooled(self) -> frozenset[str]:
-        """Names of the tables whose rows are summed where they are: all that events read."""
+        """Names of the tables whose rows are summed where they are: large ones that events read."""
         if self.grouping is None:
             return frozenset()
-        return frozenset(lookup.table for lookup in self.of_side("history"))
+        read = self.of_side("history")
+        return frozenset(lookup.table for lookup in read if lookup.rows >= self.pool_min_rows)
 
 
 def build_input_spec(
@@ -105,6 +108,7 @@ def build_input_spec(
     item_features: tuple[str, ...] = (),
     grouping: Grouping | None = None,
     singles: int = 0,
+    pool_min_rows: int = 1,
 ) -> InputSpec:
     """Resolve what the model file asks for against what the data set has.
 
@@ -117,6 +121,7 @@ def build_input_spec(
         item_features: single-valued item features whose raw ids the method reads.
         grouping: how events are summed where their rows are; None: they are not.
         singles: newest events that are looked up one by one all the same.
+        pool_min_rows: tables of fewer rows are read row by row.
 
     Raises:
         UserError: a feature does not exist or semantic ids are asked for and absent.
@@ -147,6 +152,7 @@ def build_input_spec(
         out_of_range=config.out_of_range,
         grouping=grouping,
         singles=singles,
+        pool_min_rows=pool_min_rows,
     )
 
 

@@ -55,7 +55,7 @@ class PooledEvents:
         groups: [G, d] sums of looked-up rows over the groups that the method named.
         single: [S, d] looked-up rows of the events that came one by one.
         single_events: [S] int64 which events those are, ascending.
-        own: what each event adds from tables of the dense part (type, age), not summed yet.
+        own: what each event adds beside, not summed yet: of small tables, of its type and age.
     """
 
     groups: Tensor

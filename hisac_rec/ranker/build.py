@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,8 @@ from hisac_rec.ranker.config import ModelConfig
 from hisac_rec.ranker.ranker import DenseRanker, Ranker
 from hisac_rec.ranker.sparse import frozen_vectors, pooled_tables, trained_tables
 from hisac_rec.semantic.store import Semantics, load_semantics
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,14 @@ def ranker_schema(
         item_features=method.item_features(own),
         grouping=grouping,
         singles=max(config.ranker.recent, method.newest(own)),
+        pool_min_rows=config.tables.pool_min_rows,
     )
+    if grouping is not None and not spec.pooled():
+        log.warning(
+            "tables.pool = true changes nothing: no table that events read has "
+            "tables.pool_min_rows = %s rows",
+            f"{config.tables.pool_min_rows:,}",
+        )
     return RankerSchema(spec, codebook)
 
 

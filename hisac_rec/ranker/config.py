@@ -29,6 +29,9 @@ class TableConfig(Strict):
     """Sum the events of each of the method's groups (HiSAC: of each leaf of a request) on the rank
     that owns their rows, so that sums cross the network instead of rows. The same numbers but for
     the order of additions; for methods that read nothing else of their events."""
+    pool_min_rows: int = Field(default=10_000, gt=0)
+    """Tables of fewer rows stay out of ``pool``: a batch cannot ask for more rows than there are,
+    and it asks for each once."""
 
 
 class RankerConfig(Strict):

@@ -21,6 +21,7 @@ from torchrec.sparse.jagged_tensor import JaggedTensor
 from hisac_rec.data.batch import RequestBatch
 from hisac_rec.data.inputs import InputSpec, Lookup, Side
 from hisac_rec.methods.events import EventRows, PooledEvents
+from hisac_rec.ops.rows import take_rows
 from hisac_rec.ranker.config import TableConfig
 
 VECTOR_TABLE = "semantic_vector"
@@ -103,7 +104,7 @@ class LookedUp:
     def __init__(
         self, batch: RequestBatch, rows: dict[str, JaggedTensor], bags: dict[str, Tensor]
     ) -> None:
-        self._rows, self._bags, self._owners = rows, bags, batch.owners
+        self._rows, self._bags, self._batch = rows, bags, batch
         self._counts: dict[Side, int] = {
             "user": batch.num_requests,
             "history": len(batch.history_items),
@@ -114,9 +115,20 @@ class LookedUp:
     def of(self, lookup: Lookup) -> Tensor:
         """[R, d], [U, d] or [N, d] vectors of one key; a list of values gives their mean."""
         if lookup.table not in self._bags:
-            return pooled_rows(self._rows, self._owners, lookup, self._counts[lookup.side])
+            return self._of_rows(lookup)
         bags = self._bags[lookup.table]
         return bags[len(bags) - self._counts["candidate"] :].float()
+
+    def _of_rows(self, lookup: Lookup) -> Tensor:
+        values = self._rows[lookup.key].values().float()
+        place = self._batch.places.get(lookup.key)
+        if place is not None:
+            values = take_rows(values, place)
+        if not lookup.multi:
+            return values
+        owner, count = self._batch.owners[lookup.key], self._counts[lookup.side]
+        sums = values.new_zeros((count, values.shape[1])).index_add(0, owner, values)
+        return sums / torch.bincount(owner, minlength=count).clamp_min(1).unsqueeze(1)
 
     def groups_and_singles(self, lookup: Lookup) -> tuple[Tensor, Tensor]:
         """[G, d] and [S, d] of a key of the history that is read by bags."""
@@ -138,8 +150,9 @@ class EventEncoder(nn.Module):
 
     def __init__(self, spec: InputSpec, dim: int, age_buckets: int) -> None:
         super().__init__()
-        self.lookups = spec.of_side("history")
-        self.pooled = bool(spec.pooled())
+        history, pooled = spec.of_side("history"), spec.pooled()
+        self.by_row = tuple(lookup for lookup in history if lookup.table not in pooled)
+        self.by_bag = tuple(lookup for lookup in history if lookup.table in pooled)
         self.dim = dim
         self.types = nn.Embedding(spec.event_types, dim) if spec.event_types > 1 else None
         self.ages = nn.Embedding(age_buckets, dim) if age_buckets else None
@@ -152,16 +165,14 @@ class EventEncoder(nn.Module):
         at the shard, O(G d), a key.
         """
         own = self._own(batch.history_type, batch.history_age)
-        if not self.pooled:
-            count, device = len(batch.history_items), batch.history_age.device
-            total = torch.zeros((count, self.dim), device=device)
-            if self.lookups:
-                total = reduce(torch.add, map(found.of, self.lookups))
-            return EventRows([(total, batch.history_rows), *own])
-        groups, single = zip(*map(found.groups_and_singles, self.lookups), strict=True)
+        if self.by_row:
+            own = [(reduce(torch.add, map(found.of, self.by_row)), batch.history_rows), *own]
         if not own:
-            zeros = groups[0].new_zeros((1, self.dim))
+            zeros = torch.zeros((1, self.dim), device=batch.history_age.device)
             own = [(zeros, torch.zeros_like(batch.history_type))]
+        if not self.by_bag:
+            return EventRows(own)
+        groups, single = zip(*map(found.groups_and_singles, self.by_bag), strict=True)
         return PooledEvents(
             reduce(torch.add, groups),
             reduce(torch.add, single),
@@ -177,15 +188,3 @@ class EventEncoder(nn.Module):
             bucket = age.clamp_min(0).add(1).log2().long()
             parts.append((self.ages.weight, bucket.clamp_max(self.ages.num_embeddings - 1)))
         return parts
-
-
-def pooled_rows(
-    rows: dict[str, JaggedTensor], owners: dict[str, Tensor], lookup: Lookup, count: int
-) -> Tensor:
-    """[count, d] rows of one key; a multi-valued key gives the mean of its values."""
-    values = rows[lookup.key].values().float()
-    if not lookup.multi:
-        return values
-    owner = owners[lookup.key]
-    sums = values.new_zeros((count, values.shape[1])).index_add(0, owner, values)
-    return sums / torch.bincount(owner, minlength=count).clamp_min(1).unsqueeze(1)

@@ -16,6 +16,7 @@ import pytest
 import torch
 from builders import random_rows, write_prepared
 from numpy.typing import NDArray
+from torch import Tensor
 
 from hisac_rec.data.assemble import BatchAssembler
 from hisac_rec.data.batch import RequestBatch
@@ -105,19 +106,25 @@ def keys_of(batches: Any) -> list[tuple[int, int]]:
     return [(int(u), int(n)) for b in batches for u, _, n, _ in b.request_rows.tolist()]
 
 
-def column(batch: RequestBatch, key: str, request: int) -> list[int]:
-    """The ids of one key of one request."""
-    return batch.features[key].to_dense()[request].tolist()
+def values_of(batch: RequestBatch, key: str) -> Tensor:
+    """The ids of one key as often as they are met, from those that are looked up."""
+    values = batch.features[key].values()
+    return values[batch.places[key]] if key in batch.places else values
+
+
+def column(batch: RequestBatch, key: str, rows: slice) -> list[int]:
+    """The ids of one single-valued key of some users or candidates."""
+    return values_of(batch, key)[rows].tolist()
 
 
 def met(batch: RequestBatch, key: str, events: slice) -> list[int]:
     """The ids of one single-valued key of some events."""
-    return batch.features[key].values()[batch.history_rows[events]].tolist()
+    return values_of(batch, key)[batch.history_rows[events]].tolist()
 
 
 def owned(batch: RequestBatch, key: str, row: int) -> list[int]:
     """The values that belong to one event or candidate, of a multi-valued key."""
-    return batch.features[key].values()[batch.owners[key] == row].tolist()
+    return values_of(batch, key)[batch.owners[key] == row].tolist()
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
@@ -144,8 +151,8 @@ def test_contents_equal_a_plain_reading(world: World, seed: int | None) -> None:
             want = expected[user, number]
             assert time == want["time"]
             assert visible == len(want["history"])
-            assert column(batch, "user", r) == [user]
-            assert column(batch, "user.age", r) == [want["age_feature"]]
+            assert column(batch, "user", slice(r, r + 1)) == [user]
+            assert column(batch, "user.age", slice(r, r + 1)) == [want["age_feature"]]
             at = slice(events[r], events[r + 1])
             assert batch.history_type[at].tolist() == want["types"]
             assert batch.history_age[at].tolist() == want["ages"]
@@ -164,24 +171,23 @@ def test_contents_equal_a_plain_reading(world: World, seed: int | None) -> None:
                 assert owned(batch, "history.tags", row) == items["tags"][item]
             wanted = want["items"]
             assert batch.candidate_codes[of].tolist() == world.codes[wanted].tolist()
-            assert column(batch, "candidate.item", r) == wanted
-            assert column(batch, "candidate.category", r) == [items["category"][i] for i in wanted]
-            assert column(batch, "candidate.sid1", r) == [world.codes[i, 0] for i in wanted]
-            assert column(batch, "candidate.sid2", r) == [world.codes[i, 1] for i in wanted]
-            tags = [tag for i in wanted for tag in items["tags"][i]]
-            assert column(batch, "candidate.tags", r) == tags
+            assert column(batch, "candidate.item", of) == wanted
+            assert column(batch, "candidate.category", of) == [items["category"][i] for i in wanted]
+            assert column(batch, "candidate.sid1", of) == [world.codes[i, 0] for i in wanted]
+            assert column(batch, "candidate.sid2", of) == [world.codes[i, 1] for i in wanted]
             for place, item in enumerate(wanted):
                 assert owned(batch, "candidate.tags", candidates[r] + place) == items["tags"][item]
             paths = [world.codes[i, 0] * CODES[1] + world.codes[i, 1] for i in want["items"]]
-            assert column(batch, "candidate.prefix2", r) == paths
+            assert column(batch, "candidate.prefix2", of) == paths
         # Each item once, whoever met it, all of them in the first request.
         distinct = sorted(
             {i for u, _, n, _ in batch.request_rows.tolist() for i in expected[u, n]["history"]}
         )
         assert batch.history_items.tolist() == distinct
-        assert batch.features["history.item"].lengths().tolist()[1:] == [0] * (
-            batch.num_requests - 1
-        )
+        for key, asked in batch.features.to_dict().items():
+            ids = asked.values().tolist()
+            assert ids == sorted(set(ids)), key
+            assert asked.lengths().tolist() == [len(ids), *[0] * (batch.num_requests - 1)]
     assert number_seen == len(expected)
 
 
@@ -284,6 +290,7 @@ def test_the_empty_batch_has_the_keys_of_a_full_one(world: World) -> None:
     assert empty.features.stride() == 1
     assert empty.num_candidates == empty.num_events == 0
     assert empty.owners.keys() == full.owners.keys()
+    assert empty.places.keys() == full.places.keys()
     for name in ("history_codes", "candidate_codes"):
         assert getattr(empty, name).shape == (0, len(CODES))
     for name in ("labels", "history_age", "history_type", "features", "request_rows"):

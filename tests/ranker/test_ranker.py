@@ -155,7 +155,7 @@ def test_later_events_do_not_count(tmp_path: Path) -> None:
 
 def test_multi_valued_features_are_averaged(tmp_path: Path) -> None:
     from hisac_rec.data.contract import Feature
-    from hisac_rec.ranker.sparse import pooled_rows
+    from hisac_rec.ranker.sparse import LookedUp
 
     tags = [Feature(name="tags", rows=5, multi=True)]
     data = write_prepared(tmp_path, items=20, item_features=tags)
@@ -167,7 +167,7 @@ def test_multi_valued_features_are_averaged(tmp_path: Path) -> None:
     )
     batch = batches_of(job)[0]
     (lookup,) = [lk for lk in job.spec.of_side("candidate") if lk.multi]
-    found = pooled_rows(ranker.tables(batch.features), batch.owners, lookup, batch.num_candidates)
+    found = LookedUp(batch, ranker.tables(batch.features), {}).of(lookup)
     weight = dict(ranker.tables.named_parameters())["embeddings.tags.weight"]
     values = data.items["tags"].to_pylist()
     expected = torch.stack([weight[values[i]].mean(0) for i in batch.candidate_items.tolist()])

@@ -30,7 +30,7 @@ class TransformingRanker(Ranker):
     """Its forward changes the ids before the sharded tables see them."""
 
     def forward(self, batch: RequestBatch) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        return self.head(batch, self.tables(shifted(batch.features)), None)
+        return self.head(batch, self.tables(shifted(batch.features)), None, None)
 
 
 def run_one_step(job: Job, **options: Any) -> tuple[int, int]:

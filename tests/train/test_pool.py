@@ -17,6 +17,8 @@ from hisac_rec.errors import UserError
 from hisac_rec.planning.model_tables import model_tables
 from hisac_rec.train.job import open_job, resolve_plan, shard
 
+POOLED = ("tables.pool=true", "tables.pool_min_rows=1")
+
 MODELS = [
     (),
     ("history.newest=4", "ranker.recent=2"),
@@ -45,7 +47,7 @@ def losses(data: PreparedData, *overrides: str) -> list[float]:
 def test_trains_the_same(small_data: PreparedData, overrides: tuple[str, ...]) -> None:
     """Five steps of the sparse optimiser, whose every gradient enters the next loss."""
     apart = losses(small_data, *overrides)
-    pooled = losses(small_data, "tables.pool=true", *overrides)
+    pooled = losses(small_data, *POOLED, *overrides)
     assert apart[0] != apart[-1]
     np.testing.assert_allclose(pooled, apart, rtol=2e-5)
 
@@ -55,14 +57,25 @@ def test_lists_of_values(tmp_path: Path) -> None:
     features = [Feature(name="tags", rows=5, multi=True), Feature(name="brand", rows=4)]
     data = write_prepared(tmp_path, items=20, item_features=features)
     keys = ('history={method="mean"}', 'inputs.history=["id", "*"]', 'inputs.candidate=["*"]')
-    np.testing.assert_allclose(
-        losses(data, "tables.pool=true", *keys), losses(data, *keys), rtol=2e-5
-    )
+    np.testing.assert_allclose(losses(data, *POOLED, *keys), losses(data, *keys), rtol=2e-5)
+
+
+def test_small_tables_are_read_row_by_row(
+    small_data: PreparedData, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Items come as sums and codes as rows: the same model again."""
+    keys = ("tables.pool=true", "tables.pool_min_rows=100")
+    job = open_job(small_config(*keys), small_data)
+    assert job.spec.pooled() == {"item"}
+    np.testing.assert_allclose(losses(small_data, *keys), losses(small_data), rtol=2e-5)
+    assert "changes nothing" not in caplog.text
+    assert not open_job(small_config("tables.pool=true"), small_data).spec.pooled()
+    assert "no table that events read has tables.pool_min_rows = 10,000 rows" in caplog.text
 
 
 def test_a_rank_without_data_takes_part(small_data: PreparedData) -> None:
     with one_process() as ranks:
-        job = open_job(small_config("tables.pool=true"), small_data)
+        job = open_job(small_config(*POOLED), small_data)
         model = shard(job, resolve_plan(job, ranks, None), ranks)
         loss, (_, logits) = model(BatchAssembler(job.spec, job.items).empty())
         loss.backward()
@@ -74,7 +87,7 @@ def test_a_rank_without_data_takes_part(small_data: PreparedData) -> None:
 
 
 def test_tables_that_events_read_are_read_by_bags(small_data: PreparedData) -> None:
-    job = open_job(small_config("tables.pool=true"), small_data)
+    job = open_job(small_config(*POOLED), small_data)
     tables = {table.name: table.path for table in model_tables(job.unsharded())}
     read = {name for name, path in tables.items() if path == "bags"}
     assert read == {"item", "sid1", "sid2"}
@@ -83,7 +96,7 @@ def test_tables_that_events_read_are_read_by_bags(small_data: PreparedData) -> N
 
 def test_the_plan_counts_sums_and_ids(small_data: PreparedData) -> None:
     """What a request asks for is measured: its groups, its newest events, its candidates."""
-    job = open_job(small_config("tables.pool=true", "ranker.recent=3"), small_data)
+    job = open_job(small_config(*POOLED, "ranker.recent=3"), small_data)
     batch = next(iter(RequestBatches(job.data, "train", job.spec, job.items, job.config.loader)))
     groups = torch.unique(
         torch.repeat_interleave(batch.history_offsets.diff()) * 1000
@@ -105,7 +118,7 @@ def test_the_plan_counts_sums_and_ids(small_data: PreparedData) -> None:
 @pytest.mark.parametrize("history", ['{method="din"}', '{method="hisac", semantics="vectors"}'])
 def test_methods_that_read_events_one_by_one_say_so(small_data: PreparedData, history: str) -> None:
     with pytest.raises(UserError, match=r"tables\.pool = true: .*reads events one by one"):
-        open_job(small_config("tables.pool=true", f"history={history}"), small_data)
+        open_job(small_config(*POOLED, f"history={history}"), small_data)
 
 
 def test_reach_goes_with_routing_by_leaves(small_data: PreparedData) -> None:

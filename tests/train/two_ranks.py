@@ -29,6 +29,7 @@ from hisac_rec.train.tables import fill_tables
 from hisac_rec.train.trainer import train
 
 SHARDINGS = ("row_wise", "column_wise", "table_wise")
+POOLED = ("tables.pool=true", "tables.pool_min_rows=1")
 POOLED_SHARDINGS = ("column_wise", "table_wise")
 """TorchRec's bags have no row-wise form on CPU."""
 
@@ -88,7 +89,7 @@ def main(data: PreparedData, lonely: PreparedData, out: Path) -> None:
             train(open_job(small_config(*WHOLE_EPOCH_A_STEP), data), ranks, run, plan=planner)
             write_predictions(RunFolder(run), data, ranks, planner=planner, checkpoint="last")
         for sharding in POOLED_SHARDINGS:
-            pooled = small_config(*WHOLE_EPOCH_A_STEP, "tables.pool=true")
+            pooled = small_config(*WHOLE_EPOCH_A_STEP, *POOLED)
             run, planner = out / f"pooled_{sharding}", planner_of(2, sharding)
             train(open_job(pooled, data), ranks, run, plan=planner)
             write_predictions(RunFolder(run), data, ranks, planner=planner, checkpoint="last")
