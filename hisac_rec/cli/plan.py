@@ -80,11 +80,12 @@ def run(
         sizes={"items": items, "users": users},
         lengths={"history_length_mean": history, "candidates_mean": candidates},
     )
+    requests = requests_per_rank or mean_requests(job, cluster.topology.world_size)
     plan = make_plan(
         job.unsharded(),
         cluster,
-        requests_per_rank=requests_per_rank or mean_requests(job, cluster.topology.world_size),
-        pooling_factors=job.pooling_factors(),
+        requests_per_rank=requests,
+        pooling_factors=job.pooling_factors(requests),
         bags_per_request=job.bag_traffic().bags,
     )
     console = Console()

@@ -65,21 +65,30 @@ class Job:
             attach_sparse_optimizer(tables, self.config.train)
         return ranker
 
-    def pooling_factors(self) -> dict[str, float]:
-        """Lookup key -> mean values per request, measured on the training split."""
-        return pooling_factors(self.spec, self.data) | self.bag_traffic().ids
+    def pooling_factors(self, requests: int) -> dict[str, float]:
+        """Lookup key -> mean ids per request that are looked up, on the training split.
+
+        Args:
+            requests: of a rank's batch.
+        """
+        return pooling_factors(self.spec, self.data, requests) | self.bag_traffic().ids
 
     def bag_traffic(self) -> BagTraffic:
-        """How much is read by bags, measured on the first batch of the training split."""
+        """How much is read by bags, measured on the first batch of the training split.
+
+        Where the data is planned for as if histories were longer, ids grow with them and bags
+        do not: a longer history meets the leaves that it has met before.
+        """
         if not self.spec.pooled():
             return BagTraffic(1.0, {})
         batches = RequestBatches(self.data, "train", self.spec, self.items, self.config.loader)
         batch = next(iter(batches))
         requests = batch.num_requests
+        longer = history_mean(self.spec, self.data) * requests / max(1, batch.num_events)
         keys, ids = batch.bags.keys(), batch.bags.length_per_key()
         return BagTraffic(
             batch.bags.stride() / requests,
-            {key: count / requests for key, count in zip(keys, ids, strict=True)},
+            {key: max(1, longer) * n / requests for key, n in zip(keys, ids, strict=True)},
         )
 
 
@@ -96,23 +105,33 @@ def open_job(config: ModelConfig, data: PreparedData) -> Job:
     return Job(config, data, semantics, schema, load_items(data, schema.spec, codes, known))
 
 
-def pooling_factors(spec: InputSpec, data: PreparedData) -> dict[str, float]:
-    """Lookup key -> mean values per request, from the data set's stats.
+def history_mean(spec: InputSpec, data: PreparedData) -> float:
+    """Mean events of a request's history, as far as the model reads it."""
+    mean = data.stats.history_length_mean
+    return mean if spec.max_history is None else min(mean, float(spec.max_history))
 
-    For the history an upper bound: an item that several histories of a batch hold is looked up
-    once, and how often that happens depends on the batch.
+
+def pooling_factors(spec: InputSpec, data: PreparedData, requests: int) -> dict[str, float]:
+    """Lookup key -> mean ids per request, from the data set's stats.
+
+    Upper bounds: a batch looks up each id of a key once, so never more than the table has rows,
+    but how often requests share an id beyond that depends on the batch.
+
+    Args:
+        spec: the model's lookups.
+        data: their stats.
+        requests: of a rank's batch.
     """
     stats = data.stats
-    history = stats.history_length_mean
-    if spec.max_history is not None:
-        history = min(history, float(spec.max_history))
+    history = history_mean(spec, data)
     per_request = {"user": 1.0, "history": history, "candidate": stats.candidates_mean}
-    factors = {
-        lookup.key: per_request[lookup.side]
-        * stats.feature_values_mean.get(lookup.column if lookup.multi else "", 1.0)
-        for lookup in spec.lookups
-    }
-    return factors | {f"{side}.vector": per_request[side] for side in spec.vector_sides}
+    factors = {}
+    for lookup in spec.lookups:
+        values = stats.feature_values_mean.get(lookup.column if lookup.multi else "", 1.0)
+        factors[lookup.key] = min(per_request[lookup.side] * values, lookup.rows / requests)
+    for side in spec.vector_sides:
+        factors[f"{side}.vector"] = min(per_request[side], spec.items / requests)
+    return factors
 
 
 def resolve_plan(job: Job, ranks: Ranks, source: Path | PlannerConfig | None) -> Plan:
@@ -134,11 +153,12 @@ def resolve_plan(job: Job, ranks: Ranks, source: Path | PlannerConfig | None) ->
     planner = source or this_machine(ranks)
     # Planning is deterministic, so every rank plans: a refusal reaches all of them at once,
     # where a broadcast would leave the others waiting for a rank 0 that has failed.
+    requests = requests_per_rank(job, planner.topology.world_size)
     plan = make_plan(
         model,
         planner,
-        requests_per_rank=requests_per_rank(job, planner.topology.world_size),
-        pooling_factors=job.pooling_factors(),
+        requests_per_rank=requests,
+        pooling_factors=job.pooling_factors(requests),
         bags_per_request=job.bag_traffic().bags,
     )
     check_plan(plan, model, world_size=ranks.world_size, source="planner config")
@@ -148,8 +168,7 @@ def resolve_plan(job: Job, ranks: Ranks, source: Path | PlannerConfig | None) ->
 def requests_per_rank(job: Job, world_size: int) -> int:
     """Requests of a mean batch on one rank, as the loader's budgets give it."""
     loader, stats = job.config.loader, job.data.stats
-    history = min(stats.history_length_mean, float(job.spec.max_history or 1 << 62))
-    tokens = history + loader.candidate_cost * stats.candidates_mean
+    tokens = history_mean(job.spec, job.data) + loader.candidate_cost * stats.candidates_mean
     by_tokens = loader.batch_tokens / max(1.0, tokens)
     by_candidates = loader.max_candidates / max(1.0, stats.candidates_mean)
     return max(1, round(min(by_tokens, by_candidates) / world_size))
