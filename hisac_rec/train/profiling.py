@@ -14,6 +14,7 @@ from types import TracebackType
 
 import torch
 from rich.console import Console
+from torch import Tensor
 from torch.profiler import ProfilerActivity, profile, schedule
 
 from hisac_rec.evaluation.table import Cells, rich_table
@@ -38,8 +39,41 @@ of the batch."""
 
 _NUMBER = re.compile(r" \d+(?= ##$)|(#\d+|\*)$")
 
+MIB = 1 << 20
+
 OPERATORS = 12
 """Lines of the second table."""
+
+
+class KeptForBackward:
+    """Bytes that autograd saves between a forward and its backward pass, parameters left out.
+
+    A context manager around the forward pass. Tensors that share their memory count once; what
+    an operator of ours keeps outside autograd's list (routing weights of small batches) does not.
+    """
+
+    def __init__(self) -> None:
+        self._sizes: dict[int, int] = {}
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._see, lambda saved: saved)
+
+    @property
+    def bytes(self) -> int:
+        """So far."""
+        return sum(self._sizes.values())
+
+    def _see(self, saved: Tensor) -> Tensor:
+        whole = saved if saved._base is None else saved._base
+        if not (whole.is_leaf and whole.requires_grad):
+            storage = saved.untyped_storage()
+            self._sizes[storage.data_ptr()] = storage.nbytes()
+        return saved
+
+    def __enter__(self) -> KeptForBackward:
+        self._hooks.__enter__()
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._hooks.__exit__(*raised)
 
 
 class StepProfiler:
@@ -65,6 +99,9 @@ class StepProfiler:
             on_trace_ready=self._finish,
         )
         self._done = False
+        self._kept = KeptForBackward()
+        self._number, self._weighed = 0, first - 1
+        self._weighing = False
 
     def __enter__(self) -> StepProfiler:
         self._profile.start()
@@ -76,6 +113,7 @@ class StepProfiler:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._weigh(False)
         self._profile.stop()
         if kind is None and not self._done and self._ranks.first:
             log.warning("training ended before the steps that --profile records")
@@ -83,6 +121,18 @@ class StepProfiler:
     def step(self) -> None:
         """Call after every step."""
         self._profile.step()
+        self._number += 1
+        # The step before the recorded ones: looking at every saved tensor takes time.
+        self._weigh(self._number == self._weighed)
+
+    def _weigh(self, now: bool) -> None:
+        if now == self._weighing:
+            return
+        self._weighing = now
+        if now:
+            self._kept.__enter__()
+        else:
+            self._kept.__exit__(None, None, None)
 
     def _finish(self, found: profile) -> None:
         self._done = True
@@ -128,7 +178,8 @@ class StepProfiler:
                 title=f"A training step of {whole:.1f} ms",
                 header=["part", "ms", "share"],
                 rows=sections,
-                caption="Time of this process, waiting included; parts of the forward indented.",
+                caption="Time of this process, waiting included; parts of the forward indented. "
+                f"Kept for the backward pass: {self._kept.bytes / MIB:,.1f} MiB.",
             ),
             Cells(
                 title="Operators by their own time" + (" on the device" if on_device else ""),

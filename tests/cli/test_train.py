@@ -89,6 +89,9 @@ def test_profile(small_data: PreparedData, tmp_path: Path) -> None:
     text = invoke("train", "hisac", small_data.root, "--out", out, "--profile", *sets(*few))
     for part in ("history method, compress", "backward", "dense optimiser", "aten::"):
         assert part in text
+    kept = re.search(r"Kept for the backward pass: ([\d.]+) MiB", text)
+    assert kept
+    assert 0.05 < float(kept[1]) < 50
     with gzip.open(out / "profile" / "rank0.json.gz") as file:
         trace = json.load(file)
     steps = [e for e in trace["traceEvents"] if e.get("name", "").startswith("ProfilerStep")]
