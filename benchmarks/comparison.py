@@ -46,9 +46,15 @@ ALL_MODELS = (
 )
 OUT = Path("docs/results/comparison")
 BENCHMARKS = Path("benchmarks")
-VARIANTS = ("ablations", "reach", "groups200", "tuned")
-"""Folders of model files that are compared instead of the shipped ones; "tuned" has one a study,
-left there by ``--tune``."""
+VARIANTS = {
+    "ablations": ("hisac",),
+    "reach": ("hisac",),
+    "lengths": ("hisac", "kmeans"),
+    "groups200": (),
+    "tuned": (),
+}
+"""Folders of model files that are compared instead of the shipped ones, and which shipped ones stay
+beside them; "tuned" has one folder a study, left there by ``--tune``."""
 
 
 @dataclass(frozen=True)
@@ -158,8 +164,7 @@ def main() -> None:
         out = OUT / f"{arguments.study}-{arguments.variants}"
         folder = BENCHMARKS / arguments.variants
         folder = folder / arguments.study if arguments.variants == "tuned" else folder
-        models = sorted(map(str, folder.glob("*.toml")))
-        models = ["hisac", *models] if arguments.variants in ("ablations", "reach") else models
+        models = [*VARIANTS[arguments.variants], *sorted(map(str, folder.glob("*.toml")))]
         arguments.baseline = "hisac"
     baseline = ("--baseline", arguments.baseline)
     if arguments.report_only:

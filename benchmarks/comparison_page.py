@@ -36,6 +36,7 @@ VARIANTS = {
     "groups200": "At 200 groups: HiSAC against each compressor",
     "ablations": "HiSAC's switches, one at a time",
     "reach": "Sparse alpha: events that reach their nearest agents alone",
+    "lengths": "Against the history's length",
     "tuned": "Tuned: the same number of trials for every method",
 }
 """Ending of a study's folder -> title of the section."""
