@@ -7,6 +7,7 @@ sessions and machines::
     python benchmarks/comparison.py statics2011 --raw ../shared/data/statics2011 --seeds 1
     python benchmarks/comparison.py synthetic-1000 --models hisac mean_pooling --seeds 3
     python benchmarks/comparison.py synthetic-1000 --variants ablations --seeds 3
+    python benchmarks/comparison.py synthetic-10000 --variants traffic --ranks 2 --jobs 1
     python benchmarks/comparison.py movielens-100k --tune 6
     python benchmarks/comparison.py movielens-100k --variants tuned --seeds 3
     python benchmarks/comparison.py synthetic-1000 --report-only
@@ -50,6 +51,7 @@ VARIANTS = {
     "ablations": ("hisac",),
     "reach": ("hisac",),
     "lengths": ("hisac", "kmeans"),
+    "traffic": ("hisac",),
     "groups200": (),
     "tuned": (),
 }
@@ -149,6 +151,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=list(ALL_MODELS))
     parser.add_argument("--seeds", default="3")
     parser.add_argument("--jobs", default="2")
+    parser.add_argument("--ranks", default="1", help="processes of each cell")
     parser.add_argument("--baseline", default="mean_pooling")
     parser.add_argument("--work", type=Path, default=Path("runs/comparison"))
     parser.add_argument("--report-only", action="store_true")
@@ -179,7 +182,7 @@ def main() -> None:
     if arguments.tune:
         tune(arguments.study, arguments.models, data, arguments.work, arguments.tune)
         return
-    sized = ("--seeds", arguments.seeds, "--jobs", arguments.jobs)
+    sized = ("--seeds", arguments.seeds, "--jobs", arguments.jobs, "--ranks", arguments.ranks)
     shared = (*sized, *baseline, *_sets(study.train))
     command("compare", *models, "--data", data, "--out", out, *shared)
 

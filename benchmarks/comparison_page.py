@@ -37,6 +37,7 @@ VARIANTS = {
     "ablations": "HiSAC's switches, one at a time",
     "reach": "Sparse alpha: events that reach their nearest agents alone",
     "lengths": "Against the history's length",
+    "traffic": "What travels between two ranks, and in how many bits",
     "tuned": "Tuned: the same number of trials for every method",
 }
 """Ending of a study's folder -> title of the section."""
