@@ -1,8 +1,8 @@
 """Checkpoints through ``torch.distributed.checkpoint``: written whole or not at all.
 
-``checkpoints/step-00001200/`` holds the tensors of all ranks and ``manifest.json``; a
-checkpoint without a manifest does not count. Tensors are re-sharded on load, so a
-checkpoint of two ranks loads on one.
+``checkpoints/step-00001200/`` holds the tensors of all ranks and ``manifest.json``, which seals
+their files by checksum; a checkpoint without a manifest does not count. Tensors are re-sharded on
+load, so a checkpoint of two ranks loads on one.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from hisac_rec.config import Strict
 from hisac_rec.errors import UserError
 from hisac_rec.train.optim import Optimizers
+from hisac_rec.train.seal import Seal, find_damage, seal_files
 
 MANIFEST = "manifest.json"
 BEST = "best"
@@ -54,6 +55,8 @@ class CheckpointManifest(Strict):
     """Validation metrics at that step."""
     best: dict[str, float]
     """Early-stop state: best metric so far and evaluations since."""
+    files: dict[str, Seal] = {}
+    """Size and checksum of every file beside this one."""
 
 
 class Checkpoints:
@@ -116,8 +119,10 @@ class Checkpoints:
             temporary.mkdir(parents=True)
         dist.barrier()
         dcp.save(_state(model, optimizers), checkpoint_id=str(temporary))
+        dist.barrier()
+        sealed = manifest.model_copy(update={"files": seal_files(temporary)})
         if first:
-            (temporary / MANIFEST).write_text(manifest.model_dump_json(indent=1))
+            (temporary / MANIFEST).write_text(sealed.model_dump_json(indent=1))
             shutil.rmtree(final, ignore_errors=True)
             temporary.rename(final)
             if is_best:
@@ -158,6 +163,12 @@ def load_checkpoint(
     """
     manifest = read_manifest(path)
     _require_same(path, manifest, expected)
+    damage = find_damage(path, manifest.files)
+    if damage:
+        raise UserError(
+            f"{path}: the checkpoint cannot be read: {damage}; choose another with "
+            "--checkpoint, or delete the folder to go on from the one before"
+        )
     state = _state(model, optimizers)
     try:
         dcp.load(state, checkpoint_id=str(path))

@@ -59,16 +59,20 @@ def test_an_unfinished_checkpoint_does_not_count(run: RunFolder, small_data: Pre
 
 
 @pytest.mark.parametrize("pattern", ["*.distcp", ".metadata"])
-@pytest.mark.parametrize("how", ["truncated", "removed"])
+@pytest.mark.parametrize("how", ["truncated", "removed", "flipped"])
 def test_a_damaged_checkpoint(
     run: RunFolder, small_data: PreparedData, pattern: str, how: str
 ) -> None:
     path = run.checkpoints().find("best")
     for file in path.glob(pattern):
+        content = bytearray(file.read_bytes())
         if how == "removed":
             file.unlink()
+        elif how == "flipped":  # one bit, in the middle of some tensor
+            content[len(content) // 2] ^= 1
+            file.write_bytes(content)
         else:
-            file.write_bytes(file.read_bytes()[: file.stat().st_size // 3])
+            file.write_bytes(content[: len(content) // 3])
     with pytest.raises(UserError, match=rf"{path.name}: the checkpoint cannot be read") as caught:
         predict_run(run.root, small_data)
     assert "Traceback" not in str(caught.value)
