@@ -14,10 +14,12 @@ from typing import Any
 
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint._nested_dict import flatten_state_dict
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from hisac_rec.config import Strict
 from hisac_rec.errors import UserError
+from hisac_rec.train.column_state import load_converted, other_layouts
 from hisac_rec.train.optim import Optimizers
 from hisac_rec.train.seal import Seal, find_damage, seal_files
 
@@ -169,9 +171,13 @@ def load_checkpoint(
             f"{path}: the checkpoint cannot be read: {damage}; choose another with "
             "--checkpoint, or delete the folder to go on from the one before"
         )
-    state = _state(model, optimizers)
+    flat, _ = flatten_state_dict(_state(model, optimizers))
     try:
-        dcp.load(state, checkpoint_id=str(path))
+        stored = dcp.FileSystemReader(str(path)).read_metadata()
+        converted = other_layouts(flat, stored)
+        direct = {key: value for key, value in flat.items() if key not in converted}
+        dcp.load(direct, checkpoint_id=str(path))
+        load_converted(path, converted, flat, stored)
     except (OSError, RuntimeError, ValueError, KeyError, EOFError) as error:
         raise UserError(f"{path}: the checkpoint cannot be read: {error}") from error
     except dcp.api.CheckpointException as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from builders import random_rows, write_prepared
 from training import (
     WHOLE_EPOCH_A_STEP,
     logged,
+    planner_of,
     predict_run,
     read_predictions,
     small_config,
@@ -96,6 +98,27 @@ def test_a_checkpoint_of_two_ranks_evaluates_on_one(
     for key in ("user", "request", "item", "label", "history_length"):
         assert np.array_equal(on_one[key], on_two[key]), key
     np.testing.assert_allclose(on_one["logit"], on_two["logit"], atol=1e-5)
+
+
+def test_a_run_of_two_ranks_goes_on_on_one_in_another_sharding(
+    results: Results, small_data: PreparedData, tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(results.out / "column_wise", tmp_path / "run"))
+    run = RunFolder(out)
+    before = read_manifest(run.checkpoints().find("last"))
+    config = run.config()
+    longer = config.model_copy(
+        update={"train": config.train.model_copy(update={"epochs": 3, "early_stop": 0})}
+    )
+    train_run(longer, small_data, out, plan=planner_of(1, "row_wise"), resume=True)
+    after = read_manifest(run.checkpoints().find("last"))
+    assert (before.world_size, after.world_size) == (2, 1)
+    assert after.position.epoch == 3
+    assert after.metrics["auc"] > before.metrics["auc"] - 0.02
+    losses = logged(out, "train", "loss")
+    earlier = [loss for step, loss in losses.items() if step <= before.position.step]
+    later = [loss for step, loss in losses.items() if step > before.position.step]
+    assert np.mean(later) < np.mean(earlier)
 
 
 def test_one_process_learns_the_same(
