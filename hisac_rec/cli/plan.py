@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from hisac_rec.planning.plan_io import Plan
     from hisac_rec.train.job import Job
 
 log = logging.getLogger(__name__)
@@ -24,6 +25,14 @@ def run(
     ],
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Save the plan here, as JSON.")
+    ] = None,
+    compare: Annotated[
+        str | None,
+        typer.Option("--compare", help="Another planner config, shown beside the first."),
+    ] = None,
+    picture: Annotated[
+        Path | None,
+        typer.Option("--picture", help="Draw what each rank holds, as .png, .svg or .pdf."),
     ] = None,
     set_: Annotated[
         list[str] | None,
@@ -58,13 +67,17 @@ def run(
         hisac-rec plan hisac data/syn -p 2xcpu --planner-set 'defaults.sharding_types=["row_wise"]'
 
         hisac-rec plan hisac data/syn -p 128xh100 --items 1000000000 --history 10000
+
+        hisac-rec plan hisac data/syn -p 8xh100 --compare 128xh100 --picture plan.png
     """
     from rich.console import Console
 
     from hisac_rec.config import load_config
     from hisac_rec.data.contract import PreparedData
     from hisac_rec.planning.config import PlannerConfig
+    from hisac_rec.planning.picture import draw_plan
     from hisac_rec.planning.planner import make_plan
+    from hisac_rec.planning.side_by_side import compare_plans
     from hisac_rec.planning.table import WIDTH, plan_table
     from hisac_rec.ranker.config import load_model_config
     from hisac_rec.shipped import find_config
@@ -80,18 +93,29 @@ def run(
         sizes={"items": items, "users": users},
         lengths={"history_length_mean": history, "candidates_mean": candidates},
     )
-    requests = requests_per_rank or mean_requests(job, cluster.topology.world_size)
-    plan = make_plan(
-        job.unsharded(),
-        cluster,
-        requests_per_rank=requests,
-        pooling_factors=job.pooling_factors(requests),
-        bags_per_request=job.bag_traffic().bags,
-    )
+
+    def plan_for(cluster: PlannerConfig) -> Plan:
+        requests = requests_per_rank or mean_requests(job, cluster.topology.world_size)
+        return make_plan(
+            job.unsharded(),
+            cluster,
+            requests_per_rank=requests,
+            pooling_factors=job.pooling_factors(requests),
+            bags_per_request=job.bag_traffic().bags,
+        )
+
+    plan = plan_for(cluster)
     console = Console()
     if not console.is_terminal:
         console = Console(width=WIDTH)
     console.print(plan_table(plan), soft_wrap=not console.is_terminal)
+    if compare is not None:
+        other = load_config(PlannerConfig, find_config("launch/planners", compare))
+        shown = compare_plans([plan, plan_for(other)], [planner, compare])
+        console.print(shown, soft_wrap=not console.is_terminal)
+    if picture is not None:
+        draw_plan(plan, picture)
+        log.info("picture written to %s", picture)
     if out is not None:
         plan.save(out)
         log.info("plan written to %s", out)

@@ -30,7 +30,7 @@ from hisac_rec.errors import UserError, did_you_mean
 from hisac_rec.planning.config import PlannerConfig
 from hisac_rec.planning.model_tables import describe_shape, model_tables, tables_digest
 
-_LINE = 180
+_LINE = 400
 """Width of the JSON: one shard fits."""
 
 
@@ -49,7 +49,20 @@ class Shard(Strict):
     ddr_bytes: int
     """Estimated main memory, likewise."""
     step_ms: float
-    """Estimated time per step, forward and backward, lookups and communication."""
+    """Estimated time per step, forward and backward, lookups and communication: the sum of the
+    next five."""
+    lookup_ms: float = 0.0
+    """Reading and summing rows."""
+    rows_ms: float = 0.0
+    """Rows or sums on their way back to who asked."""
+    gradients_ms: float = 0.0
+    """Their gradients on the way to the shard."""
+    update_ms: float = 0.0
+    """Backward lookup and optimiser."""
+    prefetch_ms: float = 0.0
+    """Filling the cache of a table in main memory."""
+    ids_ms: float = 0.0
+    """Ids on their way to the shard, during the step before."""
 
 
 class TablePlan(Strict):

@@ -332,6 +332,12 @@ def _table_plan(
                 hbm_bytes=shard.storage.hbm,
                 ddr_bytes=shard.storage.ddr,
                 step_ms=shard.perf.total,
+                lookup_ms=shard.perf.fwd_compute,
+                rows_ms=shard.perf.fwd_comms,
+                gradients_ms=shard.perf.bwd_comms,
+                update_ms=shard.perf.bwd_compute,
+                prefetch_ms=shard.perf.prefetch_compute,
+                ids_ms=shard.perf.input_dist_comms,
             )
             for shard, placement in zip(option.shards, placements, strict=True)
         ],

@@ -15,6 +15,12 @@ from hisac_rec.planning.units import GIB, human_bytes
 WIDTH = 150
 """Columns that the table needs; where there is no terminal, take this many."""
 
+MOST_EXPENSIVE = 3
+"""Tables that the summary names, at most."""
+
+LEAST_SHARE = 0.005
+"""Of the time: what is less is not worth a word."""
+
 _SHORT_TYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 _BYTES_PER_VALUE = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "int8": 1, "uint8": 1}
 
@@ -108,11 +114,33 @@ def _summary(plan: Plan) -> list[str]:
     cost = rank_ms(plan)
     mean_cost = sum(cost) / len(cost)
     imbalance = f", imbalance {max(cost) / mean_cost:.2f}" if mean_cost else ""
+    slowest = cost.index(max(cost))
+    parts = rank_parts(plan, slowest)
+    told = ", ".join(f"{name} {_short(ms)}" for name, ms in parts.items() if ms)
     lines.append(
         f"embedding time per step (TorchRec's estimate): slowest rank {_short(max(cost))} ms"
-        f"{imbalance}"
+        f"{imbalance}" + (f" (rank {slowest}: {told})" if told else "")
     )
+    shares = {
+        name: sum(shard.step_ms for shard in one.shards) / sum(cost)
+        for _, name, one in plan.tables()
+        if sum(cost)
+    }
+    costly = sorted(shares.items(), key=lambda item: -item[1])[:MOST_EXPENSIVE]
+    named = [f"'{name}' {share:.0%}" for name, share in costly if share >= LEAST_SHARE]
+    if named:
+        lines.append("most expensive tables, of the time of all ranks: " + ", ".join(named))
     return lines
+
+
+PARTS = ("lookup", "rows", "gradients", "update", "prefetch")
+"""What an estimated step is made of; see :class:`~hisac_rec.planning.plan_io.Shard`."""
+
+
+def rank_parts(plan: Plan, rank: int) -> dict[str, float]:
+    """Estimated milliseconds of a rank's step, part by part. O(shards)."""
+    own = [shard for _, _, table in plan.tables() for shard in table.shards if shard.rank == rank]
+    return {part: sum(getattr(shard, f"{part}_ms") for shard in own) for part in PARTS}
 
 
 def _short(number: float) -> str:

@@ -102,3 +102,29 @@ def test_requests_per_rank_follow_the_token_budget(data: Path, tmp_path: Path) -
 def test_mistakes_are_named(data: Path, arguments: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         call(arguments[0], data, *arguments[1:])
+
+
+def test_two_clusters_side_by_side_and_a_picture(data: Path, tmp_path: Path) -> None:
+    shown = call(
+        *("hisac", data, "-p", "1xcpu", "--compare", "2xcpu"),
+        *(
+            "--picture",
+            tmp_path / "plan.svg",
+            "--planner-set",
+            'defaults.sharding_types=["table_wise"]',
+        ),
+    )
+    lines = [line.split() for line in shown.splitlines()]
+    assert ["table", "1xcpu", "2xcpu"] in lines
+    assert ["ranks", "1", "2"] in lines
+    item = [" ".join(line) for line in lines if line[:1] == ["item"]][-1]
+    assert "table_wise, fused, ranks 0," in item
+    assert "ranks 0-1," in item
+    drawn = (tmp_path / "plan.svg").read_text()
+    for word in ("item", "GiB", "ms a step"):
+        assert word in drawn
+    again = tmp_path / "again.svg"
+    call(*("hisac", data, "-p", "1xcpu", "--picture", again))
+    with pytest.raises(UserError, match=r"plan\.nonsense: .*end it in \.png or \.svg"):
+        call("hisac", data, "-p", "1xcpu", "--picture", tmp_path / "plan.nonsense")
+    assert {path.name for path in tmp_path.iterdir()} == {"plan.svg", "again.svg"}

@@ -7,7 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from hisac_rec.planning.table import plan_table, rank_bytes, rank_ms, shorten_ranks, weight_bytes
+from hisac_rec.planning.table import (
+    plan_table,
+    rank_bytes,
+    rank_ms,
+    rank_parts,
+    shorten_ranks,
+    weight_bytes,
+)
 from hisac_rec.planning.units import human_bytes
 
 
@@ -67,3 +74,12 @@ def test_shortened_ranks_name_exactly_the_ranks(ranks):
 )
 def test_human_bytes(count, text):
     assert human_bytes(count) == text
+
+
+def test_the_time_of_a_step_is_the_sum_of_its_parts(plan_small):
+    plan = plan_small("8xh100")
+    for rank, whole in enumerate(rank_ms(plan)):
+        assert sum(rank_parts(plan, rank).values()) == pytest.approx(whole)
+    text = rendered(plan)
+    assert "gradients" in text
+    assert "most expensive tables, of the time of all ranks: '" in text
