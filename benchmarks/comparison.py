@@ -188,13 +188,15 @@ def main() -> None:
         tune(arguments.study, arguments.models, data, arguments.work, arguments.tune)
         return
     sized = ("--seeds", arguments.seeds, "--jobs", arguments.jobs, "--ranks", arguments.ranks)
-    shared = (*sized, *baseline, *_sets(study.train))
+    shared = (*sized, *_sets(study.train))
     if alike := [model for model in models if model not in study.own]:
-        command("compare", *alike, "--data", data, "--out", out, *shared)
-    for model in models:
-        if model in study.own:
-            own = _sets(study.own[model])
-            command("compare", model, "--data", data, "--out", out, *shared, *own)
+        command("compare", *alike, "--data", data, "--out", out, *shared, *baseline)
+    apart = [model for model in models if model in study.own]
+    for model in apart:
+        own = ("--baseline", model, *_sets(study.own[model]))
+        command("compare", model, "--data", data, "--out", out, *shared, *own)
+    if apart:  # all together again
+        command("compare", "--report-only", "--out", out, *baseline)
 
 
 def tune(study: str, models: list[str], data: Path, work: Path, trials: str) -> None:

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from hisac_rec.config import Strict
 from hisac_rec.data.assemble import BatchAssembler
 from hisac_rec.data.batch import RequestBatch
+from hisac_rec.data.consumed import Consumed
 from hisac_rec.data.contract import PreparedData, Split
 from hisac_rec.data.inputs import InputSpec
 from hisac_rec.data.items import ItemStore
@@ -66,6 +67,7 @@ class RequestBatches(IterableDataset[RequestBatch]):
         seed: shuffles units and requests; None reads in order.
         epoch: changes the order from epoch to epoch.
         skip: number of first batches to leave out (resume); they are cut, not built.
+        without: requests that have been read already, by whomever.
 
     Raises:
         UserError: damaged files, missing columns, ids out of range: naming file and row.
@@ -83,6 +85,7 @@ class RequestBatches(IterableDataset[RequestBatch]):
         seed: int | None = None,
         epoch: int = 0,
         skip: int = 0,
+        without: Consumed | None = None,
     ) -> None:
         super().__init__()
         self._data = data
@@ -94,6 +97,7 @@ class RequestBatches(IterableDataset[RequestBatch]):
         self._seed = seed
         self._epoch = epoch
         self._skip = skip
+        self._without = without if without is not None and len(without) else None
         self._tokens = max(1, config.batch_tokens // rank.count)
         self._candidates = max(1, config.max_candidates // rank.count)
 
@@ -139,11 +143,16 @@ class RequestBatches(IterableDataset[RequestBatch]):
         units = self._units(shard)
         held: list[RequestTable] = []
         for position, unit in enumerate(units):
-            held.append(read_unit(unit, self._data.manifest, self._spec))
+            held.append(self._unread(read_unit(unit, self._data.manifest, self._spec)))
             last = position == len(units) - 1
             if last or sum(t.num_requests for t in held) >= self._config.shuffle_requests:
                 yield concat_tables(held), last
                 held = []
+
+    def _unread(self, table: RequestTable) -> RequestTable:
+        if self._without is None:
+            return table
+        return table.take(np.flatnonzero(~self._without.holds(table.number)))
 
     def _units(self, shard: Shard) -> list[Unit]:
         units = list_units(self._data, self._split, shards=shard.count)

@@ -149,9 +149,13 @@ def read_unit(unit: Unit, manifest: Manifest, spec: InputSpec) -> RequestTable:
         raise damaged(unit.path, error) from None
     begin = table.num_rows * unit.part // unit.parts
     end = table.num_rows * (unit.part + 1) // unit.parts
+    # Numbers that are the same however files are sliced, and that run on within a row group:
+    # the group's first row in the split leaves room for 2^24 requests a user.
+    before = int(_offsets(_column(table.slice(0, begin).combine_chunks(), "requests"))[-1])
+    first_number = ((unit.earlier_rows + unit.first_row) << 24) + before
     table = table.slice(begin, end - begin).combine_chunks()
     first_row = unit.first_row + begin
-    arrays = _to_arrays(table, spec, unit.earlier_rows + first_row)
+    arrays = _to_arrays(table, spec, first_number)
     history_offsets = _offsets(_column(table, "history_item"))
     return _check_ids(arrays, history_offsets, spec, unit.path, first_row)
 
@@ -189,7 +193,7 @@ def concat_tables(tables: list[RequestTable]) -> RequestTable:
     )
 
 
-def _to_arrays(table: pa.Table, spec: InputSpec, first_row: int) -> RequestTable:
+def _to_arrays(table: pa.Table, spec: InputSpec, first_number: int) -> RequestTable:
     history = _column(table, "history_item")
     requests = _column(table, "requests")
     offsets = _offsets(history)
@@ -209,8 +213,6 @@ def _to_arrays(table: pa.Table, spec: InputSpec, first_row: int) -> RequestTable
     oracle = np.zeros(0, dtype=np.float32)
     if struct.type.get_field_index(ORACLE_FIELD) >= 0:
         oracle = _flat(struct.field(ORACLE_FIELD)).to_numpy()
-    # A number that is the same however files are sliced: row in the split, then request.
-    within = np.arange(len(user_row)) - request_offsets[user_row]
     return RequestTable(
         users=users,
         history_item=_flat(history).to_numpy(),
@@ -223,7 +225,7 @@ def _to_arrays(table: pa.Table, spec: InputSpec, first_row: int) -> RequestTable
         candidate_end=candidate_offsets[1:],
         visible=visible,
         time=struct.field("time").to_numpy(),
-        number=(first_row + user_row) * (1 << 24) + within,
+        number=first_number + np.arange(len(user_row)),
         candidate_item=_flat(items).to_numpy(),
         candidate_label=_flat(struct.field("labels")).to_numpy(),
         candidate_oracle=oracle,

@@ -21,6 +21,7 @@ from hisac_rec.config import Strict
 from hisac_rec.errors import UserError
 from hisac_rec.train.column_state import load_converted, other_layouts
 from hisac_rec.train.optim import Optimizers
+from hisac_rec.train.reading import Reading
 from hisac_rec.train.seal import Seal, find_damage, seal_files
 
 MANIFEST = "manifest.json"
@@ -47,6 +48,8 @@ class CheckpointManifest(Strict):
     position: Position
     world_size: int
     """Ranks that wrote it."""
+    loader: dict[str, Any] = {}
+    """``[loader]`` of the model file: how the epoch was cut and dealt out."""
     architecture: dict[str, Any]
     """The parts of the model file that shape the tensors."""
     data_fingerprint: str
@@ -106,6 +109,7 @@ class Checkpoints:
         model: DistributedModelParallel,
         optimizers: Optimizers,
         manifest: CheckpointManifest,
+        reading: Reading,
         *,
         is_best: bool,
     ) -> None:
@@ -121,6 +125,7 @@ class Checkpoints:
             temporary.mkdir(parents=True)
         dist.barrier()
         dcp.save(_state(model, optimizers), checkpoint_id=str(temporary))
+        reading.save(temporary)
         dist.barrier()
         sealed = manifest.model_copy(update={"files": seal_files(temporary)})
         if first:

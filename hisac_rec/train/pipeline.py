@@ -14,6 +14,7 @@ from torchrec.distributed.types import ShardedModule
 
 from hisac_rec.data.assemble import BatchAssembler
 from hisac_rec.data.batch import RequestBatch
+from hisac_rec.data.consumed import Consumed
 from hisac_rec.data.contract import Split
 from hisac_rec.data.loader import RequestBatches, Shard, make_loader
 from hisac_rec.train.distributed import Ranks
@@ -74,15 +75,26 @@ class Batches:
         self._group = dist.new_group(backend="gloo") if ranks.world_size > 1 else None
         self._empty = BatchAssembler(job.spec, job.items).empty
 
-    def train(self, epoch: int, skip: int = 0) -> Feeder:
-        """The training split in the order of ``epoch``, without its first ``skip`` batches."""
-        return self._feeder("train", seed=self._job.config.train.seed, epoch=epoch, skip=skip)
+    def train(self, epoch: int, skip: int = 0, without: Consumed | None = None) -> Feeder:
+        """The training split in the order of ``epoch``: of the requests that are not ``without``,
+        all but the first ``skip`` batches.
+        """
+        seed = self._job.config.train.seed
+        return self._feeder("train", seed=seed, epoch=epoch, skip=skip, without=without)
 
     def in_order(self, split: Split) -> Feeder:
         """A split in file order, for prediction."""
         return self._feeder(split, seed=None, epoch=0, skip=0)
 
-    def _feeder(self, split: Split, *, seed: int | None, epoch: int, skip: int) -> Feeder:
+    def _feeder(
+        self,
+        split: Split,
+        *,
+        seed: int | None,
+        epoch: int,
+        skip: int,
+        without: Consumed | None = None,
+    ) -> Feeder:
         job, ranks = self._job, self._ranks
         batches = RequestBatches(
             job.data,
@@ -94,6 +106,7 @@ class Batches:
             seed=seed,
             epoch=epoch,
             skip=skip,
+            without=without,
         )
         loader = make_loader(batches, job.config.loader.workers)
         return Feeder(in_background(loader), self._empty, ranks.world_size, self._group)

@@ -150,6 +150,7 @@ def checkpoint_manifest(
     return CheckpointManifest(
         position=position,
         world_size=world_size,
+        loader=config["loader"],
         architecture=shape,
         data_fingerprint=job.data.manifest.fingerprint,
         semantics_fingerprint=job.semantics.fingerprint if job.semantics else "",

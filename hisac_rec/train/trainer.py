@@ -28,6 +28,7 @@ from hisac_rec.train.metrics_log import MetricsLog, memory_gib
 from hisac_rec.train.optim import Optimizers
 from hisac_rec.train.pipeline import Batches, make_pipeline, predict, steps
 from hisac_rec.train.profiling import StepProfiler
+from hisac_rec.train.reading import Reading
 from hisac_rec.train.run import RunFolder, checkpoint_manifest
 from hisac_rec.train.validation import validate
 
@@ -115,6 +116,7 @@ class Trainer:
         self.batches = Batches(job, ranks)
         self.checkpoints = folder.checkpoints(self.config.keep_checkpoints)
         self.position = Position()
+        self.reading = Reading()
         self.metrics: dict[str, float] = {}
         self.best: dict[str, float] = {}
         self.window = Window()
@@ -132,7 +134,7 @@ class Trainer:
 
     def _epoch(self) -> None:
         epoch = self.position.epoch
-        feeder = self.batches.train(epoch, skip=self.position.batch)
+        feeder = self.batches.train(epoch, self.position.batch, self.reading.before)
         self.optimizers.set_progress(self.position.step, self._progress())
         pipeline = make_pipeline(self.model, self.optimizers, self.ranks)
         self.window = Window()
@@ -169,6 +171,7 @@ class Trainer:
                 self._evaluate()
             return
         self.position = Position(step=self.position.step, epoch=epoch + 1)
+        self.reading = Reading()
         if evaluated != self.position.step:
             self._evaluate()
         else:  # evaluated at the epoch's last step: only the position is new
@@ -182,6 +185,7 @@ class Trainer:
             batch=at.batch + 1,
             candidates=at.candidates + fed.candidates,
         )
+        self.reading.note(fed.batch)
         self.window.losses.append(loss.detach())
         self.window.fed.append(fed)
         self.optimizers.set_progress(self.position.step, self._progress())
@@ -293,7 +297,7 @@ class Trainer:
         manifest = checkpoint_manifest(
             self.job, self.ranks.world_size, self.position, self.metrics, self.best
         )
-        self.checkpoints.save(self.model, self.optimizers, manifest, is_best=is_best)
+        self.checkpoints.save(self.model, self.optimizers, manifest, self.reading, is_best=is_best)
 
     def _should_stop(self) -> bool:
         return bool(
@@ -311,7 +315,19 @@ class Trainer:
         manifest = load_checkpoint(path, self.model, self.optimizers, expected)
         self.position, self.best = manifest.position, manifest.best
         self.metrics = manifest.metrics
-        log.info("resumed from %s (step %d)", path, self.position.step)
+        dealt_anew = (manifest.world_size, manifest.loader) != (
+            expected.world_size,
+            expected.loader,
+        )
+        self.reading = Reading.load(path, dealt_anew=dealt_anew)
+        if dealt_anew:
+            self.position = self.position.model_copy(update={"batch": 0})
+        log.info(
+            "resumed from %s (step %d)%s",
+            path,
+            self.position.step,
+            ", the rest of the epoch dealt out anew" if dealt_anew else "",
+        )
 
     def metrics_of_best(self) -> dict[str, float]:
         """Validation metrics of the best checkpoint."""
@@ -338,11 +354,12 @@ def _check_folder(folder: RunFolder, job: Job, resume: bool) -> None:
     if resume:
         before, now = folder.config(), job.config
         changed = first_difference(
-            before.model_copy(update={"train": now.train}).model_dump(), now.model_dump()
+            before.model_copy(update={"train": now.train, "loader": now.loader}).model_dump(),
+            now.model_dump(),
         )
         if changed:
             raise UserError(
                 f"{folder.root / 'config.toml'}: the run was made with another model "
                 f"configuration: {changed} in this one; resume with the same model file "
-                "(only [train] may change)"
+                "(only [train] and [loader] may change)"
             )

@@ -6,6 +6,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from hisac_rec.data.assemble import BatchAssembler
 from hisac_rec.data.batch import RequestBatch
+from hisac_rec.data.consumed import Consumed
 from hisac_rec.data.contract import Feature, PreparedData
 from hisac_rec.data.inputs import InputConfig, InputSpec, build_input_spec
 from hisac_rec.data.items import ItemStore, load_items
@@ -83,22 +85,31 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 def plain_requests(data: PreparedData, split: str = "train") -> dict[tuple[int, int], dict]:
     """(user, request number) -> the request, read row by row with Python lists."""
     found = {}
-    row = -1
+    row = 0
     for path in data.split_files(split):  # type: ignore[arg-type]
-        for user in pq.read_table(path).to_pylist():
-            row += 1
-            for number, request in enumerate(user["requests"]):
-                end = request["history_end"]
-                found[user["user"], (row << 24) + number] = {
-                    "age_feature": user["user_age"],
-                    "time": request["time"],
-                    "history": user["history_item"][:end],
-                    "types": user["history_type"][:end],
-                    "ages": [request["time"] - t for t in user["history_time"][:end]],
-                    "items": request["items"],
-                    "labels": request["labels"],
-                }
+        file = pq.ParquetFile(path)
+        for group in range(file.num_row_groups):
+            number = row << 24
+            for user in file.read_row_group(group).to_pylist():
+                row += 1
+                for request in user["requests"]:
+                    found[user["user"], number] = plain(user, request)
+                    number += 1
     return found
+
+
+def plain(user: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
+    """What a batch should say of one request."""
+    end = request["history_end"]
+    return {
+        "age_feature": user["user_age"],
+        "time": request["time"],
+        "history": user["history_item"][:end],
+        "types": user["history_type"][:end],
+        "ages": [request["time"] - t for t in user["history_time"][:end]],
+        "items": request["items"],
+        "labels": request["labels"],
+    }
 
 
 def keys_of(batches: Any) -> list[tuple[int, int]]:
@@ -137,6 +148,26 @@ def test_every_request_exactly_once(world: World, ranks: int, workers: int) -> N
     assert seen == Counter(plain_requests(world.data).keys())
     # The number alone tells requests apart, also those of different files.
     assert len({number for _, number in seen}) == len(seen)
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 3), (2, 1), (3, 2), (2, 2)])
+def test_the_rest_of_an_epoch_is_dealt_out_among_others(
+    world: World, before: int, after: int
+) -> None:
+    """Some batches by some ranks, the rest by others, and by a third number: each request once."""
+    read = Consumed()
+    seen: Counter[tuple[int, int]] = Counter()
+    for ranks, most in ((before, 2), (after, 3), (before + after, 10**9)):
+        had = Consumed(read.intervals.copy())
+        for rank in range(ranks):
+            batches = world.batches(rank=Shard(rank, ranks), seed=1, without=had)
+            for batch in islice(batches, most + rank if most < 10**9 else None):
+                seen.update(keys_of([batch]))
+                read.add(batch.request_rows[:, 2].numpy())
+    assert seen == Counter(plain_requests(world.data).keys())
+    # All that there is, row group by row group.
+    groups = sum(pq.ParquetFile(p).num_row_groups for p in world.data.split_files("train"))
+    assert len(read.intervals) <= groups
 
 
 @pytest.mark.parametrize("seed", [None, 3])

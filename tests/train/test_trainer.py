@@ -12,12 +12,14 @@ import torch
 from builders import write_prepared
 from training import logged, one_process, predict_run, small_config, train_run
 
+from hisac_rec.data.batch import RequestBatch
 from hisac_rec.data.contract import PreparedData
 from hisac_rec.errors import UserError
 from hisac_rec.train.checkpoint import Position
 from hisac_rec.train.job import open_job, resolve_plan, shard
 from hisac_rec.train.optim import Optimizers
 from hisac_rec.train.pipeline import predict
+from hisac_rec.train.reading import Reading
 from hisac_rec.train.run import RunFolder
 from hisac_rec.train.trainer import Trainer
 
@@ -167,6 +169,45 @@ def test_resume_continues_the_loss_curve(
     assert found == pytest.approx({s: v for s, v in expected.items() if s > last}, abs=1e-6)
     one, other = (predict_run(f, small_data, checkpoint="last")["logit"] for f in (whole, parts))
     np.testing.assert_allclose(other, one, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [(), ("loader.workers=2",), ("loader.batch_tokens=2500", "loader.shuffle_requests=100")],
+    ids=str,
+)
+def test_each_request_is_trained_on_once_an_epoch(
+    small_data: PreparedData,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    changed: tuple[str, ...],
+) -> None:
+    """Killed in the midst of an epoch, and resumed as it was or with batches cut otherwise."""
+    trained: list[int] = []
+    note = Reading.note
+
+    def record(self: Reading, batch: RequestBatch) -> None:
+        note(self, batch)
+        trained.extend(batch.request_rows[:, 2].tolist())
+
+    monkeypatch.setattr(Reading, "note", record)
+    first = ("train.checkpoint_every=5", "train.early_stop=0")
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 13)
+        with pytest.raises(InterruptedRunError):
+            train_run(small_config(*first), small_data, tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
+    with one_process():
+        kept = Reading.load(run.checkpoints().find("last"), dealt_anew=True).before
+    lost = [number for number in trained if not kept.holds(np.array([number]))[0]]
+    assert len(kept) + len(lost) == len(trained)
+    assert lost  # steps after the last checkpoint are done again
+    trained.clear()
+    train_run(small_config(*first, *changed), small_data, tmp_path / "run", resume=True)
+    assert len(trained) == len(set(trained))
+    assert not kept.holds(np.array(trained)).any()
+    assert len(trained) + len(kept) == small_data.manifest.splits["train"].requests
+    assert set(lost) < set(trained)
 
 
 def test_resuming_a_finished_run_changes_nothing(small_data: PreparedData, tmp_path: Path) -> None:

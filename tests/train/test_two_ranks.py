@@ -14,6 +14,7 @@ from builders import random_rows, write_prepared
 from training import (
     WHOLE_EPOCH_A_STEP,
     logged,
+    one_process,
     planner_of,
     predict_run,
     read_predictions,
@@ -22,10 +23,12 @@ from training import (
     train_run,
 )
 
+from hisac_rec.data.batch import RequestBatch
 from hisac_rec.data.contract import SPLITS, PreparedData
 from hisac_rec.evaluation.metrics import auc
 from hisac_rec.planning.plan_io import load_plan
 from hisac_rec.train.checkpoint import read_manifest
+from hisac_rec.train.reading import Reading
 from hisac_rec.train.run import RunFolder
 
 pytestmark = pytest.mark.distributed
@@ -119,6 +122,32 @@ def test_a_run_of_two_ranks_goes_on_on_one_in_another_sharding(
     earlier = [loss for step, loss in losses.items() if step <= before.position.step]
     later = [loss for step, loss in losses.items() if step > before.position.step]
     assert np.mean(later) < np.mean(earlier)
+
+
+def test_the_rest_of_an_epoch_of_two_ranks_is_read_on_one(
+    results: Results, small_data: PreparedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No request is lost or trained on twice when the number of ranks changes."""
+    out = Path(shutil.copytree(results.out / "part", tmp_path / "run"))
+    path = RunFolder(out).checkpoints().find("last")
+    with one_process():
+        by_two = Reading.load(path, dealt_anew=True).before
+    whole = small_data.manifest.splits["train"]
+    assert 0 < len(by_two) < whole.requests
+    trained: list[int] = []
+    note = Reading.note
+
+    def record(self: Reading, batch: RequestBatch) -> None:
+        note(self, batch)
+        trained.extend(batch.request_rows[:, 2].tolist())
+
+    monkeypatch.setattr(Reading, "note", record)
+    config = small_config("train.early_stop=0")
+    train_run(config, small_data, out, plan=planner_of(1, "column_wise"), resume=True)
+    assert len(trained) == len(set(trained)) == whole.requests - len(by_two)
+    assert not by_two.holds(np.array(trained)).any()
+    after = read_manifest(RunFolder(out).checkpoints().find("last"))
+    assert after.position.epoch == 1
 
 
 def test_one_process_learns_the_same(

@@ -93,6 +93,9 @@ def main(data: PreparedData, lonely: PreparedData, out: Path) -> None:
             run, planner = out / f"pooled_{sharding}", planner_of(2, sharding)
             train(open_job(pooled, data), ranks, run, plan=planner)
             write_predictions(RunFolder(run), data, ranks, planner=planner, checkpoint="last")
+        # Ends in the midst of an epoch.
+        part = small_config("train.max_candidates=1500", "train.early_stop=0")
+        train(open_job(part, data), ranks, out / "part", plan=planner_of(2, "table_wise"))
         halved = small_config(*WHOLE_EPOCH_A_STEP, "train.communication=fp16")
         train(open_job(halved, data), ranks, out / "fp16", plan=planner_of(2, "row_wise"))
         # One user: rank 1 never sees a request, neither in training nor in evaluation.
