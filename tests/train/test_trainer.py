@@ -173,7 +173,7 @@ def test_resume_continues_the_loss_curve(
 
 @pytest.mark.parametrize(
     "changed",
-    [(), ("loader.workers=2",), ("loader.batch_tokens=2500", "loader.shuffle_requests=100")],
+    [(), ("loader.workers=2", "loader.batch_tokens=4000", "loader.shuffle_requests=100")],
     ids=str,
 )
 def test_each_request_is_trained_on_once_an_epoch(
