@@ -13,14 +13,17 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+import pytest
 
 from hisac_rec.config import apply_overrides, validate
+from hisac_rec.data.batch import RequestBatch
 from hisac_rec.data.contract import PreparedData
 from hisac_rec.planning.config import PlannerConfig
 from hisac_rec.ranker.config import ModelConfig
 from hisac_rec.train.distributed import Ranks, process_group
 from hisac_rec.train.evaluate import write_predictions
 from hisac_rec.train.job import open_job
+from hisac_rec.train.reading import Reading
 from hisac_rec.train.run import RunFolder
 from hisac_rec.train.trainer import train
 
@@ -79,6 +82,19 @@ def predict_run(out: Path, data: PreparedData, **options: Any) -> dict[str, np.n
     with one_process() as ranks:
         folder = write_predictions(run, data, ranks, **options)
     return read_predictions(folder)
+
+
+def record_requests(patch: pytest.MonkeyPatch) -> list[int]:
+    """Numbers of the requests that this process trains on from now on, in order."""
+    trained: list[int] = []
+    note = Reading.note
+
+    def record(self: Reading, batch: RequestBatch) -> None:
+        note(self, batch)
+        trained.extend(batch.request_rows[:, 2].tolist())
+
+    patch.setattr(Reading, "note", record)
+    return trained
 
 
 def read_predictions(folder: Path) -> dict[str, np.ndarray]:

@@ -76,7 +76,6 @@ def run(
     from hisac_rec.data.contract import PreparedData
     from hisac_rec.planning.config import PlannerConfig
     from hisac_rec.planning.picture import draw_plan
-    from hisac_rec.planning.planner import make_plan
     from hisac_rec.planning.side_by_side import compare_plans
     from hisac_rec.planning.table import WIDTH, plan_table
     from hisac_rec.ranker.config import load_model_config
@@ -96,13 +95,7 @@ def run(
 
     def plan_for(cluster: PlannerConfig) -> Plan:
         requests = requests_per_rank or mean_requests(job, cluster.topology.world_size)
-        return make_plan(
-            job.unsharded(),
-            cluster,
-            requests_per_rank=requests,
-            pooling_factors=job.pooling_factors(requests),
-            bags_per_request=job.bag_traffic().bags,
-        )
+        return job.plan(cluster, requests)
 
     plan = plan_for(cluster)
     console = Console()

@@ -81,7 +81,7 @@ def fill_bags(
     """The ids and weights of all bags. O(E log E) a table.
 
     Args:
-        lookups: the tables, in the order of the keys.
+        lookups: the tables, in the order of the keys; at least one.
         items: features and codes.
         history_item: [T] item of each event.
         groups: of the events.
@@ -106,13 +106,11 @@ def fill_bags(
             parts.append(_nothing(len(candidate_item)))
         else:
             parts.append(_each(items, lookup.candidate, candidate_item))
-    none = [_nothing(0)] if not parts else []
-    joined = parts + none
     return KeyedJaggedTensor(
         keys=[lookup.table for lookup in lookups],
-        values=torch.from_numpy(np.concatenate([part.ids for part in joined]).astype(np.int64)),
-        weights=torch.from_numpy(np.concatenate([part.weights for part in joined])),
-        lengths=torch.from_numpy(np.concatenate([part.lengths for part in joined])),
+        values=torch.from_numpy(np.concatenate([part.ids for part in parts]).astype(np.int64)),
+        weights=torch.from_numpy(np.concatenate([part.weights for part in parts])),
+        lengths=torch.from_numpy(np.concatenate([part.lengths for part in parts])),
     )
 
 

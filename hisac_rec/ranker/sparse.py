@@ -11,6 +11,7 @@ single events, B bags, d width of trained rows, s semantic width.
 from __future__ import annotations
 
 from functools import reduce
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,17 +33,14 @@ def trained_tables(
     spec: InputSpec, config: TableConfig, device: torch.device
 ) -> EmbeddingCollection:
     """The collection of all trained tables; one lookup key may be one of several of a table."""
-    scale, pooled = config.init_scale, spec.pooled()
+    pooled = spec.pooled()
     return EmbeddingCollection(
         tables=[
             EmbeddingConfig(
                 name=name,
                 num_embeddings=lookups[0].rows,
-                embedding_dim=config.dim,
                 feature_names=[lookup.key for lookup in lookups],
-                data_type=_TYPES[config.dtype],
-                weight_init_min=-scale,
-                weight_init_max=scale,
+                **_alike(config),
             )
             for name, lookups in spec.tables().items()
             if name not in pooled
@@ -55,17 +53,14 @@ def pooled_tables(
     spec: InputSpec, config: TableConfig, device: torch.device
 ) -> EmbeddingBagCollection:
     """The collection of the trained tables that are read by bags; a table's one key is its name."""
-    scale, pooled = config.init_scale, spec.pooled()
+    pooled = spec.pooled()
     return EmbeddingBagCollection(
         tables=[
             EmbeddingBagConfig(
                 name=name,
                 num_embeddings=lookups[0].rows,
-                embedding_dim=config.dim,
                 feature_names=[name],
-                data_type=_TYPES[config.dtype],
-                weight_init_min=-scale,
-                weight_init_max=scale,
+                **_alike(config),
             )
             for name, lookups in spec.tables().items()
             if name in pooled
@@ -73,6 +68,16 @@ def pooled_tables(
         is_weighted=True,
         device=device,
     )
+
+
+def _alike(config: TableConfig) -> dict[str, Any]:
+    """What all trained tables have in common."""
+    return {
+        "embedding_dim": config.dim,
+        "data_type": _TYPES[config.dtype],
+        "weight_init_min": -config.init_scale,
+        "weight_init_max": config.init_scale,
+    }
 
 
 def frozen_vectors(spec: InputSpec, device: torch.device) -> EmbeddingCollection:

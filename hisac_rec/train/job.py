@@ -65,13 +65,25 @@ class Job:
             attach_sparse_optimizer(tables, self.config.train)
         return ranker
 
-    def pooling_factors(self, requests: int) -> dict[str, float]:
-        """Lookup key -> mean ids per request that are looked up, on the training split.
+    def plan(self, planner: PlannerConfig, requests: int, model: Ranker | None = None) -> Plan:
+        """A sharding plan, with the mean ids per request measured on the training split.
 
         Args:
+            planner: the cluster and its rules.
             requests: of a rank's batch.
+            model: :meth:`unsharded`, where it is at hand.
+
+        Raises:
+            UserError: see :func:`~hisac_rec.planning.planner.make_plan`.
         """
-        return pooling_factors(self.spec, self.data, requests) | self.bag_traffic().ids
+        traffic = self.bag_traffic()
+        return make_plan(
+            self.unsharded() if model is None else model,
+            planner,
+            requests_per_rank=requests,
+            pooling_factors=pooling_factors(self.spec, self.data, requests) | traffic.ids,
+            bags_per_request=traffic.bags,
+        )
 
     def bag_traffic(self) -> BagTraffic:
         """How much is read by bags, measured on the first batch of the training split.
@@ -154,13 +166,7 @@ def resolve_plan(job: Job, ranks: Ranks, source: Path | PlannerConfig | None) ->
     # Planning is deterministic, so every rank plans: a refusal reaches all of them at once,
     # where a broadcast would leave the others waiting for a rank 0 that has failed.
     requests = requests_per_rank(job, planner.topology.world_size)
-    plan = make_plan(
-        model,
-        planner,
-        requests_per_rank=requests,
-        pooling_factors=job.pooling_factors(requests),
-        bags_per_request=job.bag_traffic().bags,
-    )
+    plan = job.plan(planner, requests, model)
     check_plan(plan, model, world_size=ranks.world_size, source="planner config")
     return plan
 

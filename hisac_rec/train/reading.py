@@ -40,17 +40,13 @@ class Reading:
         every: list[Consumed | None] = [None] * dist.get_world_size()
         dist.all_gather_object(every, self._since)
         if dist.get_rank() == 0:
-            since = self._others(every)
+            since = Consumed().union(one for one in every if one is not None)
             # Differences are small and much alike: they compress to a byte or two.
             np.savez_compressed(
                 folder / FILE,
                 before=np.diff(self.before.intervals.ravel(), prepend=0),
                 since=np.diff(since.intervals.ravel(), prepend=0),
             )
-
-    @staticmethod
-    def _others(every: list[Consumed | None]) -> Consumed:
-        return Consumed().union(one for one in every if one is not None)
 
     @classmethod
     def load(cls, folder: Path, *, dealt_anew: bool) -> Reading:

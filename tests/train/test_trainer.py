@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 import torch
 from builders import write_prepared
-from training import logged, one_process, predict_run, small_config, train_run
+from training import logged, one_process, predict_run, record_requests, small_config, train_run
 
-from hisac_rec.data.batch import RequestBatch
 from hisac_rec.data.contract import PreparedData
 from hisac_rec.errors import UserError
 from hisac_rec.train.checkpoint import Position
@@ -183,14 +182,7 @@ def test_each_request_is_trained_on_once_an_epoch(
     changed: tuple[str, ...],
 ) -> None:
     """Killed in the midst of an epoch, and resumed as it was or with batches cut otherwise."""
-    trained: list[int] = []
-    note = Reading.note
-
-    def record(self: Reading, batch: RequestBatch) -> None:
-        note(self, batch)
-        trained.extend(batch.request_rows[:, 2].tolist())
-
-    monkeypatch.setattr(Reading, "note", record)
+    trained = record_requests(monkeypatch)
     first = ("train.checkpoint_every=5", "train.early_stop=0")
     with monkeypatch.context() as patch:
         interrupt_after(patch, 13)

@@ -18,12 +18,12 @@ from training import (
     planner_of,
     predict_run,
     read_predictions,
+    record_requests,
     small_config,
     torchrun,
     train_run,
 )
 
-from hisac_rec.data.batch import RequestBatch
 from hisac_rec.data.contract import SPLITS, PreparedData
 from hisac_rec.evaluation.metrics import auc
 from hisac_rec.planning.plan_io import load_plan
@@ -134,14 +134,7 @@ def test_the_rest_of_an_epoch_of_two_ranks_is_read_on_one(
         by_two = Reading.load(path, dealt_anew=True).before
     whole = small_data.manifest.splits["train"]
     assert 0 < len(by_two) < whole.requests
-    trained: list[int] = []
-    note = Reading.note
-
-    def record(self: Reading, batch: RequestBatch) -> None:
-        note(self, batch)
-        trained.extend(batch.request_rows[:, 2].tolist())
-
-    monkeypatch.setattr(Reading, "note", record)
+    trained = record_requests(monkeypatch)
     config = small_config("train.early_stop=0")
     train_run(config, small_data, out, plan=planner_of(1, "column_wise"), resume=True)
     assert len(trained) == len(set(trained)) == whole.requests - len(by_two)
