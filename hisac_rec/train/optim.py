@@ -84,10 +84,15 @@ class Optimizers:
         self._set_rate(self.sparse, self.factor * self._config.sparse_lr)
 
     def state(self) -> dict[str, Any]:
-        """Tensors of both states, by parameter name; loading writes into them in place."""
+        """Tensors of both states, by parameter name; loading writes into them in place.
+
+        A frozen table has no state: left in, its empty entry would be known to the ranks that
+        hold the table alone, and a checkpoint keeps entries without tensors of rank 0 only.
+        """
+        sparse = self.sparse.state_dict()["state"]
         return {
             "dense": self.dense.state_dict()["state"],
-            "sparse": self.sparse.state_dict()["state"],
+            "sparse": {name: state for name, state in sparse.items() if state},
         }
 
     @staticmethod

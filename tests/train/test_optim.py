@@ -94,3 +94,16 @@ def test_fresh_optimisers_touch_nothing(small_data: PreparedData) -> None:
         ):
             for group in optimizer.param_groups:
                 assert group["lr"] == pytest.approx(0.1 * rate)
+
+
+def test_frozen_tables_leave_no_entry_in_the_state(small_data: PreparedData) -> None:
+    """The ranks that do not hold the table would not know of it, nor would a checkpoint."""
+    keys = small_config("history.semantics=vectors")
+    with one_process() as ranks:
+        job = open_job(keys, small_data)
+        model = shard(job, resolve_plan(job, ranks, None), ranks)
+        assert "vectors" in dict(model.module.named_children())
+        sparse = Optimizers(model, keys.train).state()["sparse"]
+    assert sparse
+    assert all(sparse.values())
+    assert not any("vector" in name for name in sparse)
