@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from dataclasses import dataclass
 
 import torch
@@ -102,6 +103,9 @@ def build_ranker(
     shape = MethodShape(config.tables.dim, schema.codebook, spec.vector_dim)
     method = find_method(config.method)(config.method_config(), shape)
     dense = DenseRanker(config.ranker, spec, method, config.tables.dim)
+    if config.train.compile:
+        _require_compiler()
+        dense.compile_arches()
     return Ranker(
         trained_tables(spec, config.tables, table_device)
         if spec.tables().keys() - pooled
@@ -109,5 +113,16 @@ def build_ranker(
         pooled_tables(spec, config.tables, table_device) if pooled else None,
         frozen_vectors(spec, table_device) if spec.vector_sides else None,
         dense,
-        config.train.precision,
+        config.train,
+    )
+
+
+def _require_compiler() -> None:
+    from torch.utils.cpp_extension import get_cxx_compiler  # half a second of imports
+
+    if torch.cuda.is_available() or shutil.which(get_cxx_compiler()):
+        return
+    raise UserError(
+        f"train.compile = true: this machine has no C++ compiler '{get_cxx_compiler()}'; install "
+        "one (g++ or clang++), or leave train.compile out"
     )

@@ -24,6 +24,7 @@ from hisac_rec.methods.recent import newest_events
 from hisac_rec.ranker.arches import DenseArch, InteractionArch, OverArch
 from hisac_rec.ranker.config import RankerConfig
 from hisac_rec.ranker.sparse import EventEncoder, LookedUp
+from hisac_rec.train.config import TrainConfig
 
 CONTEXT_FEATURES = 1
 """log(1 + history length)."""
@@ -64,6 +65,14 @@ class DenseRanker(nn.Module):
         vectors += int(self.uses_history) * method.interests + int(self.recent > 0)
         self.interaction = InteractionArch(vectors, dim, config.include_vectors)
         self.over = OverArch(self.interaction.out_dim, config.over_layers, config.dropout)
+
+    def compile_arches(self) -> None:
+        """Compile in place what has one shape for all methods; names of parameters stay.
+
+        The number of candidates is left open, so that a batch of another size compiles nothing.
+        """
+        self.interaction.compile(dynamic=True)
+        self.over.compile(dynamic=True)
 
     def forward(
         self,
@@ -152,7 +161,7 @@ class Ranker(nn.Module):
         bags: the trained tables that are read by bags, or None.
         vectors: the frozen collection, or None.
         dense: everything after the lookups.
-        precision: "fp32" or "bf16" autocast of the dense part.
+        config: ``[train]`` of the model file: precision, accumulation.
     """
 
     def __init__(
@@ -161,7 +170,7 @@ class Ranker(nn.Module):
         bags: EmbeddingBagCollection | None,
         vectors: EmbeddingCollection | None,
         dense: DenseRanker,
-        precision: str,
+        config: TrainConfig,
     ) -> None:
         super().__init__()
         if tables is not None:
@@ -173,7 +182,7 @@ class Ranker(nn.Module):
         if vectors is not None:
             self.vectors = vectors
         self.has_vectors = vectors is not None
-        self.head = _Head(dense, precision)
+        self.head = _Head(dense, config)
 
     def trained_collections(self) -> list[EmbeddingCollection | EmbeddingBagCollection]:
         """The collections whose rows are trained."""
@@ -188,7 +197,8 @@ class Ranker(nn.Module):
         """(loss [], (loss [], logits [N])): what to differentiate, and what to look at.
 
         The loss is the sum over candidates times ``loss_scale``; the first one has the
-        method's auxiliary loss added, the second has not.
+        method's auxiliary loss added and is this batch's share of the accumulated gradient,
+        the second has and is not.
         """
         rows = self.tables(batch.features) if self.has_tables else {}
         bags = self.bags(batch.bags) if self.has_bags else None
@@ -199,10 +209,11 @@ class Ranker(nn.Module):
 class _Head(nn.Module):
     """The dense part and the loss: one leaf for the pipeline's tracer."""
 
-    def __init__(self, dense: DenseRanker, precision: str) -> None:
+    def __init__(self, dense: DenseRanker, config: TrainConfig) -> None:
         super().__init__()
         self.dense = dense
-        self.bf16 = precision == "bf16"
+        self.bf16 = config.precision == "bf16"
+        self.accumulate = config.accumulate
 
     def forward(
         self,
@@ -221,7 +232,7 @@ class _Head(nn.Module):
             trained = loss + self.dense.method.auxiliary_weight * _cross_entropy(auxiliary, batch)
         if not (batch.num_candidates and batch.num_events):
             trained = trained + self._touch_all(rows, summed)
-        return trained, (loss.detach(), logits.detach())
+        return trained / self.accumulate, (loss.detach(), logits.detach())
 
     def _touch_all(self, rows: dict[str, JaggedTensor], bags: dict[str, Tensor]) -> Tensor:
         """Zero, with a gradient (of zero) to every parameter and looked-up row.

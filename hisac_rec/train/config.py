@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from hisac_rec.config import Strict
 
@@ -39,8 +39,15 @@ class TrainConfig(Strict):
     """Share of the peak rates left at the end of the decay."""
     clip_norm: float = Field(default=1.0, ge=0)
     """Gradient norm of the dense parameters is cut to this; 0 switches it off."""
+    accumulate: int = Field(default=1, gt=0)
+    """Batches to a step of the dense optimiser, their mean gradient: an effective batch that memory
+    could not hold at once. Tables move at every batch. Steps are counted, logged and scheduled in
+    batches all the same."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Autocast of the dense part."""
+    compile: bool = False
+    """Compile the interaction and the over arch with ``torch.compile``: fewer kernels a step on a
+    GPU. The first steps wait for the compiler; a CPU needs a C++ compiler on the machine."""
     communication: Literal["fp32", "fp16", "bf16"] = "fp32"
     """What looked-up rows and their gradients travel as between ranks. Half the bytes with 16
     bits; tables, sums and optimiser stay as they are. gloo knows no bf16 and sends fp16."""
@@ -57,6 +64,16 @@ class TrainConfig(Strict):
     """Steps between checkpoints besides those after each evaluation; 0: none."""
     keep_checkpoints: int = Field(default=2, gt=0)
     """Newest checkpoints kept, besides the best."""
+
+    @model_validator(mode="after")
+    def _whole_groups(self) -> TrainConfig:
+        for key in ("eval_every", "checkpoint_every"):
+            if (every := getattr(self, key)) % self.accumulate:
+                raise ValueError(
+                    f"{key} = {every} is no multiple of accumulate = {self.accumulate}: weights "
+                    "would be kept while gradients of earlier batches still wait"
+                )
+        return self
 
     def is_spent(self, candidates: int) -> bool:
         """Whether so many training candidates reach ``max_candidates``."""

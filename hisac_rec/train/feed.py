@@ -85,6 +85,11 @@ class Feeder(Iterator[RequestBatch]):
         self._in_flight.append(Fed(batch, candidates, waited))
         return batch
 
+    @property
+    def at_last(self) -> bool:
+        """True where the ranks have run out and a single batch is left in flight."""
+        return self._ended and len(self._in_flight) == 1
+
     def finished(self) -> Fed:
         """The batch that the pipeline has just finished (they finish in order)."""
         return self._in_flight.popleft()

@@ -10,6 +10,10 @@ import torch.distributed as dist
 from torch import Tensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
+from torchrec.distributed.train_pipeline.gradient_accumulation import (
+    GradientAccumulationConfig,
+    GradientAccumulationWrapper,
+)
 from torchrec.distributed.types import ShardedModule
 
 from hisac_rec.data.assemble import BatchAssembler
@@ -22,14 +26,30 @@ from hisac_rec.train.feed import Fed, Feeder, in_background
 from hisac_rec.train.job import Job
 from hisac_rec.train.optim import Optimizers
 
-Pipeline: TypeAlias = TrainPipelineSparseDist[RequestBatch, tuple[Tensor, Tensor]]
+Pipeline: TypeAlias = (
+    TrainPipelineSparseDist[RequestBatch, tuple[Tensor, Tensor]]
+    | GradientAccumulationWrapper[RequestBatch, tuple[Tensor, Tensor]]
+)
 
 
 def make_pipeline(
-    model: DistributedModelParallel, optimizers: Optimizers, ranks: Ranks
+    model: DistributedModelParallel, optimizers: Optimizers, ranks: Ranks, accumulate: int = 1
 ) -> Pipeline:
-    """A pipeline over the model; ``detach`` it before another one takes the model."""
-    return TrainPipelineSparseDist(model, optimizers.combined, ranks.device)
+    """A pipeline over the model; ``detach`` it before another one takes the model.
+
+    Args:
+        model: sharded.
+        optimizers: both of them.
+        ranks: this process.
+        accumulate: batches to a step of the dense optimiser; ranks exchange dense gradients
+            with the last one alone.
+    """
+    pipeline: TrainPipelineSparseDist[RequestBatch, tuple[Tensor, Tensor]]
+    pipeline = TrainPipelineSparseDist(model, optimizers.combined, ranks.device)
+    if accumulate == 1:
+        return pipeline
+    config = GradientAccumulationConfig(num_steps=accumulate)
+    return GradientAccumulationWrapper(pipeline, optimizers.combined, model, config)
 
 
 def steps(pipeline: Pipeline, feeder: Feeder) -> Iterator[tuple[Fed, Tensor, Tensor]]:
@@ -42,13 +62,21 @@ def steps(pipeline: Pipeline, feeder: Feeder) -> Iterator[tuple[Fed, Tensor, Ten
     checked = False
     while True:
         try:
-            loss, logits = pipeline.progress(feeder)
+            loss, logits = _progress(pipeline, feeder)
         except StopIteration:
             return
         if not checked:
             require_pipelined(pipeline)
             checked = True
         yield feeder.finished(), loss, logits
+
+
+def _progress(pipeline: Pipeline, feeder: Feeder) -> tuple[Tensor, Tensor]:
+    if isinstance(pipeline, GradientAccumulationWrapper):
+        # Told in advance, the ranks add up what a group cut short has gathered; left to find out,
+        # each would take its own gradients for those of all.
+        return pipeline.progress(feeder, is_last_batch=feeder.at_last)
+    return pipeline.progress(feeder)
 
 
 def require_pipelined(pipeline: Pipeline) -> None:

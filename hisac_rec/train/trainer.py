@@ -136,7 +136,7 @@ class Trainer:
         epoch = self.position.epoch
         feeder = self.batches.train(epoch, self.position.batch, self.reading.before)
         self.optimizers.set_progress(self.position.step, self._progress())
-        pipeline = make_pipeline(self.model, self.optimizers, self.ranks)
+        pipeline = make_pipeline(self.model, self.optimizers, self.ranks, self.config.accumulate)
         self.window = Window()
         evaluated = -1
         title = f"epoch {epoch + 1}/{self.config.epochs}"

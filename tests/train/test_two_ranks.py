@@ -91,6 +91,12 @@ def test_shardings_agree(results: Results) -> None:
     assert np.corrcoef(column, table)[0, 1] > 0.9
 
 
+def test_ranks_agree_after_a_group_of_batches_that_is_cut_short(results: Results) -> None:
+    first, second = (rank["grouped"] for rank in results.ranks)
+    assert first["batches"] % 3  # of accumulate = 3
+    assert first == second
+
+
 @pytest.mark.parametrize("sharding", SHARDINGS)
 def test_a_checkpoint_of_two_ranks_evaluates_on_one(
     results: Results, small_data: PreparedData, sharding: str

@@ -24,6 +24,8 @@ from hisac_rec.train.distributed import Ranks, process_group
 from hisac_rec.train.evaluate import write_predictions
 from hisac_rec.train.feed import Feeder
 from hisac_rec.train.job import Job, open_job, resolve_plan, shard
+from hisac_rec.train.optim import Optimizers
+from hisac_rec.train.pipeline import Batches, make_pipeline, steps
 from hisac_rec.train.run import RunFolder
 from hisac_rec.train.tables import fill_tables
 from hisac_rec.train.trainer import train
@@ -74,6 +76,17 @@ def shards_equal_the_whole(job: Job, ranks: Ranks, sharding: str) -> dict[str, A
     return {"held": held, "equal": equal}
 
 
+def one_epoch_of_groups(job: Job, ranks: Ranks) -> dict[str, Any]:
+    """This rank's dense weights after an epoch, and how many batches it had."""
+    model = shard(job, resolve_plan(job, ranks, planner_of(2, "table_wise")), ranks)
+    optimizers = Optimizers(model, job.config.train)
+    optimizers.set_progress(5, 0.0)
+    pipeline = make_pipeline(model, optimizers, ranks, job.config.train.accumulate)
+    batches = sum(1 for _ in steps(pipeline, Batches(job, ranks).train(0)))
+    weights = {name: weight.tolist() for name, weight in optimizers.dense.params.items()}
+    return {"batches": batches, "weights": weights}
+
+
 def main(data: PreparedData, lonely: PreparedData, out: Path) -> None:
     with process_group() as ranks:
         config = small_config("history.semantics=vectors", "train.epochs=2")
@@ -98,6 +111,9 @@ def main(data: PreparedData, lonely: PreparedData, out: Path) -> None:
         train(open_job(part, data), ranks, out / "part", plan=planner_of(2, "table_wise"))
         halved = small_config(*WHOLE_EPOCH_A_STEP, "train.communication=fp16")
         train(open_job(halved, data), ranks, out / "fp16", plan=planner_of(2, "row_wise"))
+        # 28 batches or so in groups of three: the last one is cut short.
+        grouped = small_config("train.accumulate=3")
+        mine["grouped"] = one_epoch_of_groups(open_job(grouped, data), ranks)
         # One user: rank 1 never sees a request, neither in training nor in evaluation.
         plain = small_config('history={method="mean"}', *WITHOUT_CODES)
         train(open_job(plain, lonely), ranks, out / "lonely")
