@@ -24,7 +24,7 @@ from hisac_rec.data.contract import PreparedData
 from hisac_rec.data.loader import RequestBatches, Shard
 from hisac_rec.planning.config import PlannerConfig
 from hisac_rec.ranker.config import load_model_config
-from hisac_rec.train.distributed import Ranks, process_group, sum_over_ranks
+from hisac_rec.train.distributed import Ranks, gather_numbers, process_group
 from hisac_rec.train.job import Job, open_job, resolve_plan, shard
 
 FORMS = {
@@ -84,7 +84,7 @@ def main(data: PreparedData, out: Path) -> None:
                 for number in range(len(batches)):
                     steps[name](number)
             requests = sum(batch.num_requests for batch in batches)
-            sent, asked = sum_over_ranks([counter.sent, float(requests)])
+            sent, asked = gather_numbers([counter.sent, float(requests)]).sum(0).tolist()
             found[name] = {"bytes": sent / asked, "requests": asked, "seconds": []}
         for turn in range(TURNS):
             for name, step in steps.items():

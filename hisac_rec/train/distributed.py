@@ -15,6 +15,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from hisac_rec.train.host_memory import keep_freed_memory
 
@@ -76,8 +77,8 @@ def process_group() -> Iterator[Ranks]:
         dist.destroy_process_group()
 
 
-def sum_over_ranks(values: list[float]) -> list[float]:
-    """Element-wise sum over all ranks, of a few host numbers."""
-    tensor = torch.tensor(values, dtype=torch.float64)
-    dist.all_reduce(tensor)
-    return tensor.tolist()
+def gather_numbers(mine: list[float]) -> Tensor:
+    """[ranks, numbers] float64: a few host numbers of every rank, on all ranks."""
+    every = torch.empty(dist.get_world_size() * len(mine), dtype=torch.float64)
+    dist.all_gather_single(every, torch.tensor(mine, dtype=torch.float64))
+    return every.view(-1, len(mine))

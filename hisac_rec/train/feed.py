@@ -33,11 +33,13 @@ class Fed:
         batch: on the host.
         candidates: over all ranks.
         waited: seconds this rank waited for its data.
+        held_up: seconds it then waited for the other ranks.
     """
 
     batch: RequestBatch
     candidates: int
     waited: float
+    held_up: float
 
 
 class Feeder(Iterator[RequestBatch]):
@@ -71,18 +73,19 @@ class Feeder(Iterator[RequestBatch]):
             raise StopIteration
         start = time.perf_counter()
         batch = next(self._batches, None)
-        waited = time.perf_counter() - start
+        read = time.perf_counter()
         count = torch.tensor([batch.num_candidates if batch is not None else 0])
         if self._group is not None:
             dist.all_reduce(count, group=self._group)
         candidates = int(count)
+        counted = time.perf_counter()
         if not candidates:
             self._ended = True
             raise StopIteration
         if batch is None:
             batch = self._empty()
         batch = batch.with_loss_scale(self._world_size / candidates)
-        self._in_flight.append(Fed(batch, candidates, waited))
+        self._in_flight.append(Fed(batch, candidates, read - start, counted - read))
         return batch
 
     @property

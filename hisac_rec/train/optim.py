@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.distributed.optim import (
     _apply_optimizer_in_backward as apply_optimizer_in_backward,
 )
@@ -69,12 +70,14 @@ class Optimizers:
             state["step"].zero_()
         self.dense.zero_grad(set_to_none=True)
         self.sparse: KeyedOptimizer = model.fused_optimizer
-        clipped: KeyedOptimizer = self.dense
-        if config.clip_norm:
-            clipped = GradientClippingOptimizer(
-                self.dense, clipping=GradientClipping.NORM, max_gradient=config.clip_norm
-            )
-        self.combined = CombinedOptimizer([("dense", clipped), ("sparse", self.sparse)])
+        self._no_gradient = torch.zeros((), device=next(iter(dense.values())).device)
+        # Cut to infinity it is only measured.
+        self._clipped = GradientClippingOptimizer(
+            self.dense,
+            clipping=GradientClipping.NORM,
+            max_gradient=config.clip_norm or math.inf,
+        )
+        self.combined = CombinedOptimizer([("dense", self._clipped), ("sparse", self.sparse)])
         self.set_progress(0, 0.0)
 
     def set_progress(self, step: int, progress: float) -> None:
@@ -82,6 +85,12 @@ class Optimizers:
         self.factor = learning_rate_factor(step, progress, self._config)
         self._set_rate(self.dense, self.factor * self._config.dense_lr)
         self._set_rate(self.sparse, self.factor * self._config.sparse_lr)
+
+    @property
+    def gradient_norm(self) -> Tensor:
+        """[] of the dense parameters at the last step, before it was cut; on the device."""
+        norm = self._clipped.last_total_grad_norm
+        return self._no_gradient if norm is None else norm.detach()
 
     def state(self) -> dict[str, Any]:
         """Tensors of both states, by parameter name; loading writes into them in place.

@@ -25,7 +25,7 @@ from hisac_rec.data.contract import PreparedData
 from hisac_rec.errors import UserError
 from hisac_rec.planning.plan_io import Plan
 from hisac_rec.ranker.config import ModelConfig, load_model_config
-from hisac_rec.train.checkpoint import CheckpointManifest, Checkpoints, Position
+from hisac_rec.train.checkpoint import CheckpointManifest, Checkpoints, Position, first_difference
 from hisac_rec.train.job import Job
 
 STACK = ("torch", "torchrec", "fbgemm-gpu-cpu", "fbgemm-gpu", "torchx", "pyarrow", "duckdb")
@@ -72,6 +72,32 @@ class RunFolder:
     def predictions(self, split: str) -> Path:
         """Folder of the predictions of one split."""
         return self.root / "predictions" / split
+
+    def require(self, job: Job, *, resume: bool) -> None:
+        """Check that there is room for a new run, or a run of ``job`` to go on with.
+
+        Raises:
+            UserError: the folder is taken, or holds nothing to resume, or a run of another model.
+        """
+        exists = (self.root / "config.toml").is_file()
+        if exists and not resume:
+            raise UserError(
+                f"{self.root}: holds a run already; choose another --out, or go on with --resume"
+            )
+        if resume and not exists:
+            raise UserError(f"{self.root}: no run to resume there")
+        if resume:
+            before, now = self.config(), job.config
+            changed = first_difference(
+                before.model_copy(update={"train": now.train, "loader": now.loader}).model_dump(),
+                now.model_dump(),
+            )
+            if changed:
+                raise UserError(
+                    f"{self.root / 'config.toml'}: the run was made with another model "
+                    f"configuration: {changed} in this one; resume with the same model file "
+                    "(only [train] and [loader] may change)"
+                )
 
     def create(self, job: Job, plan: Plan, *, world_size: int, device: str) -> None:
         """Write what is known before training starts (rank 0)."""

@@ -9,7 +9,6 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
@@ -17,34 +16,26 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from hisac_rec.errors import UserError
 from hisac_rec.planning.config import PlannerConfig
 from hisac_rec.progress import progress
-from hisac_rec.train.checkpoint import Position, first_difference, load_checkpoint
-from hisac_rec.train.distributed import Ranks, sum_over_ranks
+from hisac_rec.train.checkpoint import Position, load_checkpoint
+from hisac_rec.train.coverage import Coverage
+from hisac_rec.train.distributed import Ranks
 from hisac_rec.train.feed import Fed
 from hisac_rec.train.job import Job, resolve_plan, shard
-from hisac_rec.train.metrics_log import MetricsLog, memory_gib
+from hisac_rec.train.metrics_log import MetricsLog
 from hisac_rec.train.optim import Optimizers
 from hisac_rec.train.pipeline import Batches, make_pipeline, predict, steps
 from hisac_rec.train.profiling import StepProfiler
 from hisac_rec.train.reading import Reading
 from hisac_rec.train.run import RunFolder, checkpoint_manifest
 from hisac_rec.train.validation import validate
+from hisac_rec.train.window import Window, log_line
 
 log = logging.getLogger(__name__)
 
 Watcher: TypeAlias = Callable[[Position, dict[str, float]], None]
 """Told of every evaluation: where training stands, and the validation metrics."""
-
-
-@dataclass
-class Window:
-    """Sums since the last log line."""
-
-    started: float = field(default_factory=time.perf_counter)
-    losses: list[Tensor] = field(default_factory=list)
-    fed: list[Fed] = field(default_factory=list)
 
 
 def train(
@@ -78,7 +69,7 @@ def train(
             loss is no longer finite (naming step and rows).
     """
     folder = RunFolder(out)
-    _check_folder(folder, job, resume)
+    folder.require(job, resume=resume)
     sharding = resolve_plan(job, ranks, plan)
     model = shard(job, sharding, ranks)
     optimizers = Optimizers(model, job.config.train)
@@ -119,7 +110,8 @@ class Trainer:
         self.reading = Reading()
         self.metrics: dict[str, float] = {}
         self.best: dict[str, float] = {}
-        self.window = Window()
+        self.coverage = Coverage(job.spec)
+        self.window = Window(ranks, self.coverage)
         self.after_step: Callable[[], None] = lambda: None
         self._metrics_log: MetricsLog | None = None
         self._total = job.data.manifest.splits["train"].candidates
@@ -137,7 +129,8 @@ class Trainer:
         feeder = self.batches.train(epoch, self.position.batch, self.reading.before)
         self.optimizers.set_progress(self.position.step, self._progress())
         pipeline = make_pipeline(self.model, self.optimizers, self.ranks, self.config.accumulate)
-        self.window = Window()
+        self.coverage.clear()
+        self.window.restart()
         evaluated = -1
         title = f"epoch {epoch + 1}/{self.config.epochs}"
         with progress(title, self._total, "candidates") as advance:
@@ -186,8 +179,7 @@ class Trainer:
             candidates=at.candidates + fed.candidates,
         )
         self.reading.note(fed.batch)
-        self.window.losses.append(loss.detach())
-        self.window.fed.append(fed)
+        self.window.note(fed, loss, self.optimizers.gradient_norm)
         self.optimizers.set_progress(self.position.step, self._progress())
 
     def _is_over(self) -> bool:
@@ -211,60 +203,11 @@ class Trainer:
 
     def _log(self) -> None:
         """One line, over all ranks; also where a loss that is not finite is noticed."""
-        window, self.window = self.window, Window()
-        if not window.fed:
-            return
-        # One copy from the device for the whole window, not one a step.
-        losses = torch.stack(window.losses).cpu()
-        seconds = time.perf_counter() - window.started
-        mine = [
-            float(losses.sum()),
-            float((~losses.isfinite()).sum()),
-            float(sum(fed.batch.num_events for fed in window.fed)),
-            sum(fed.waited for fed in window.fed),
-        ]
-        loss, bad, events, waited = sum_over_ranks(mine)
-        if bad:
-            self._stop_not_finite(window, losses)
-        ranks = self.ranks.world_size
-        candidates = sum(fed.candidates for fed in window.fed)
-        values = {
-            "loss": loss / ranks / len(window.fed),
-            "candidates_per_second": candidates / seconds,
-            "events_per_second": events / seconds,
-            "data_wait_share": waited / ranks / seconds,
-            "memory_gib": memory_gib(self.ranks.device),
-            "learning_rate_factor": self.optimizers.factor,
-        }
-        log.info(
-            "step %d, epoch %.2f: loss %.4f, %s candidates/s, %s events/s, "
-            "%.0f %% waiting for data, %.1f GiB",
-            self.position.step,
-            self._seen() / max(1, self._total),
-            values["loss"],
-            f"{values['candidates_per_second']:,.0f}",
-            f"{values['events_per_second']:,.0f}",
-            100 * values["data_wait_share"],
-            values["memory_gib"],
-        )
-        self._write("train", values)
-
-    def _stop_not_finite(self, window: Window, losses: Tensor) -> None:
-        bad = (~losses.isfinite()).nonzero()
-        where = "on another rank"
-        if len(bad):
-            index = int(bad[0])
-            rows = window.fed[index].batch.request_rows
-            step = self.position.step - len(window.fed) + index + 1
-            where = (
-                f"at step {step} on rank {self.ranks.rank}: {len(rows)} requests, the first of "
-                f"user {int(rows[0, 0])} at time {int(rows[0, 1])}, the last of user "
-                f"{int(rows[-1, 0])} at time {int(rows[-1, 1])}"
-            )
-        raise UserError(
-            f"the loss is not finite {where}; lower train.dense_lr or train.sparse_lr, or set "
-            "train.clip_norm. The last good checkpoint is kept"
-        )
+        values = self.window.close(self.position.step)
+        if values:
+            values["learning_rate_factor"] = self.optimizers.factor
+            log_line(self.position.step, self._seen() / max(1, self._total), values)
+            self._write("train", values)
 
     def _evaluate(self) -> None:
         """Validation metrics, early-stop state and a checkpoint."""
@@ -291,7 +234,7 @@ class Trainer:
         self._save(is_best=improved)
         if self.watcher is not None:
             self.watcher(self.position, self.metrics)
-        self.window = Window()
+        self.window.restart()
 
     def _save(self, *, is_best: bool) -> None:
         manifest = checkpoint_manifest(
@@ -341,25 +284,3 @@ class Trainer:
         """Close files."""
         if self._metrics_log is not None:
             self._metrics_log.close()
-
-
-def _check_folder(folder: RunFolder, job: Job, resume: bool) -> None:
-    exists = (folder.root / "config.toml").is_file()
-    if exists and not resume:
-        raise UserError(
-            f"{folder.root}: holds a run already; choose another --out, or go on with --resume"
-        )
-    if resume and not exists:
-        raise UserError(f"{folder.root}: no run to resume there")
-    if resume:
-        before, now = folder.config(), job.config
-        changed = first_difference(
-            before.model_copy(update={"train": now.train, "loader": now.loader}).model_dump(),
-            now.model_dump(),
-        )
-        if changed:
-            raise UserError(
-                f"{folder.root / 'config.toml'}: the run was made with another model "
-                f"configuration: {changed} in this one; resume with the same model file "
-                "(only [train] and [loader] may change)"
-            )
