@@ -178,32 +178,38 @@ def main() -> None:
     if arguments.report_only:
         command("compare", "--report-only", "--out", out, *baseline)
         return
-    data = arguments.work / arguments.study
-    if not data.is_dir():
-        raw = ("--raw", arguments.raw) if arguments.raw else ()
-        command("prepare", study.dataset, *raw, "--out", data, *_sets(study.prepare))
-    if not (data / "semantic_ids.parquet").is_file():
-        command("semantic-ids", data)
+    data = prepare_study(arguments.study, arguments.work, arguments.raw)
     if arguments.tune:
         tune(arguments.study, arguments.models, data, arguments.work, arguments.tune)
         return
     sized = ("--seeds", arguments.seeds, "--jobs", arguments.jobs, "--ranks", arguments.ranks)
-    shared = (*sized, *_sets(study.train))
+    shared = (*sized, *sets(study.train))
     if alike := [model for model in models if model not in study.own]:
         command("compare", *alike, "--data", data, "--out", out, *shared, *baseline)
     apart = [model for model in models if model in study.own]
     for model in apart:
-        own = ("--baseline", model, *_sets(study.own[model]))
+        own = ("--baseline", model, *sets(study.own[model]))
         command("compare", model, "--data", data, "--out", out, *shared, *own)
     if apart:  # all together again
         command("compare", "--report-only", "--out", out, *baseline)
 
 
+def prepare_study(name: str, work: Path, raw: Path | None) -> Path:
+    """The prepared data set of a study with its semantic ids; made where it is not there yet."""
+    study, data = STUDIES[name], work / name
+    if not data.is_dir():
+        of = ("--raw", raw) if raw else ()
+        command("prepare", study.dataset, *of, "--out", data, *sets(study.prepare))
+    if not (data / "semantic_ids.parquet").is_file():
+        command("semantic-ids", data)
+    return data
+
+
 def tune(study: str, models: list[str], data: Path, work: Path, trials: str) -> None:
     """Search every method alike on the validation split; keep the best model files."""
     out = work / f"{study}-tuning"
-    sets = _sets(STUDIES[study].train)
-    command("tune", *models, "--data", data, "--trials", trials, "--out", out, *sets)
+    shared = sets(STUDIES[study].train)
+    command("tune", *models, "--data", data, "--trials", trials, "--out", out, *shared)
     kept = BENCHMARKS / "tuned" / study
     kept.mkdir(parents=True, exist_ok=True)
     for model in models:
@@ -211,7 +217,8 @@ def tune(study: str, models: list[str], data: Path, work: Path, trials: str) -> 
     shutil.copy(out / "tuning.md", kept / "tuning.md")
 
 
-def _sets(keys: tuple[str, ...]) -> list[str]:
+def sets(keys: tuple[str, ...]) -> list[str]:
+    """The words of ``--set`` for each key."""
     return [word for key in keys for word in ("--set", key)]
 
 

@@ -13,10 +13,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hisac_rec.compare.cells import Layout
-from hisac_rec.compare.summary import DataSummary, Difference, ModelSummary, Spread, summarise
+from hisac_rec.compare.summary import (
+    DataSummary,
+    Difference,
+    ModelSummary,
+    Spread,
+    differences,
+    summarise,
+)
 
 RESULTS = Path("docs/results")
 SHOWN = "hisac"
+SHIPPED = "shipped"
+"""The way of ``benchmarks/semantics.py`` that the others are compared to."""
 STRENGTH = "strength"
 """The study whose question is how far each method goes where its assumption holds."""
 
@@ -74,6 +83,7 @@ def main() -> None:
         _difference_table(studies),
         _strength_table(found[STRENGTH]),
         *[_variants(kind, title) for kind, title in VARIANTS.items()],
+        _semantics(),
         _where(studies),
     ]
     text = "\n\n".join(part for part in parts if part) + "\n"
@@ -199,6 +209,30 @@ def _variants(kind: str, title: str) -> str:
         link = f"[report](comparison/{study.folder}/report.md)"
         parts.append(f"{NAMES[folder]} ({link}):\n\n" + "\n".join(rows))
     return f"## {title}\n\n" + "\n\n".join(parts) if parts else ""
+
+
+def _semantics() -> str:
+    """HiSAC on semantic IDs made in several ways, each against the shipped ones."""
+    parts = []
+    for folder, title in NAMES.items():
+        layout = Layout(RESULTS / "comparison" / f"{folder}-semantics")
+        if not any(layout.cells.glob("*/*/seed*.json")):
+            continue
+        ways = {one.data: one.models[0] for one in summarise(layout)}
+        rows = [
+            "| semantic IDs | AUC | GAUC | minus shipped | |\n| --- | ---: | ---: | ---: | ---: |"
+        ]
+        for name, way in sorted(ways.items(), key=lambda item: -(item[1].metric("auc").mean or 0)):
+            found = [_spread(way.metric(metric), len(way.cells)) for metric in ("auc", "gauc")]
+            if name != SHIPPED:
+                gaps = differences(way.cells, ways[SHIPPED].cells)
+                found += [_gap(gaps["auc"]), _gap(gaps["gauc"])]
+            shown = f"**{name}**" if name == SHIPPED else name
+            rows.append(f"| {shown} | " + " | ".join([*found, "", ""][:4]) + " |")
+        link = f"[report](comparison/{folder}-semantics/report.md)"
+        parts.append(f"{title} ({link}):\n\n" + "\n".join(rows))
+    head = "## What semantic IDs are made of, in a trained ranker"
+    return f"{head}\n\n" + "\n\n".join(parts) if parts else ""
 
 
 def _table(

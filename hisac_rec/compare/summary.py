@@ -143,7 +143,7 @@ def _summarise_data(layout: Layout, cells: list[Cell], baseline: str) -> DataSum
     summaries = [
         ModelSummary(
             cells=of,
-            differences=_differences(of, base) if base is not None and of is not base else {},
+            differences=differences(of, base) if base is not None and of is not base else {},
             closed=_closed([c.scores for c in of], floor_scores, reference)
             if of[0].name != floor
             else None,
@@ -185,7 +185,8 @@ def _floor(
     return ITEM_AND_USER_MEAN, [trivial] if trivial is not None else []
 
 
-def _differences(cells: tuple[Cell, ...], base: tuple[Cell, ...]) -> dict[str, Difference]:
+def differences(cells: tuple[Cell, ...], base: tuple[Cell, ...]) -> dict[str, Difference]:
+    """Metric -> ``cells`` minus ``base``, models on the same rows; empty without a common seed."""
     theirs = {cell.seed: cell.scores for cell in base}
     pairs = [(cell.scores, theirs[cell.seed]) for cell in cells if cell.seed in theirs]
     if not pairs:
