@@ -7,121 +7,45 @@ memory, GB/s (10^9 bytes a second, one direction) of bandwidth.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from enum import Enum
 from fnmatch import fnmatchcase
-from typing import Annotated, Literal
+from typing import Annotated
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import Field, NonNegativeInt, model_validator
 
 from hisac_rec.config import Strict
 from hisac_rec.errors import UserError, did_you_mean
+from hisac_rec.planning.cluster import OtherHosts, TopologyConfig
+from hisac_rec.planning.rules import TableConstraints
+from hisac_rec.planning.search import EstimatesConfig, SearchConfig
 
-Device = Literal["cpu", "cuda"]
-
-
-def _members(given: list[str], enum: type[Enum], what: str) -> list[str]:
-    valid = [member.value for member in enum]
-    if not given:
-        raise ValueError(f"names no {what}; leave the key out to allow all")
-    for name in given:
-        if name not in valid:
-            raise ValueError(f"unknown {what} '{name}'{did_you_mean(name, valid)}")
-    return given
-
-
-class TopologyConfig(Strict):
-    """``[topology]``: the machines. The world size is ``hosts * devices_per_host``."""
-
-    hosts: PositiveInt = 1
-    """Machines."""
-    devices_per_host: PositiveInt = 1
-    """Ranks on each machine: GPUs, or processes where ``device`` is cpu."""
-    device: Device = "cuda"
-    """Where tables are looked up: "cpu" or "cuda"."""
-    hbm_gib: Annotated[float, Field(ge=0)] = 0.0
-    """Memory of one GPU, GiB, as ``torch.cuda`` reports it; 0 on cpu."""
-    ddr_gib: PositiveFloat = 128.0
-    """Main memory of one machine, GiB; its ranks share it evenly."""
-    intra_host_bandwidth: PositiveFloat = 600.0
-    """Between two devices of one machine, GB/s, one direction."""
-    inter_host_bandwidth: PositiveFloat = 12.5
-    """Between two machines, GB/s per device, one direction."""
-    hbm_bandwidth: PositiveFloat = 2000.0
-    """GPU memory, GB/s."""
-    ddr_bandwidth: PositiveFloat = 50.0
-    """Main memory, GB/s per rank."""
-    host_to_device_bandwidth: PositiveFloat = 32.0
-    """Main memory to one GPU, GB/s, one direction: what ``fused_uvm`` kernels pay."""
-
-    @model_validator(mode="after")
-    def _device_has_memory(self) -> TopologyConfig:
-        if self.device == "cuda" and self.hbm_gib <= 0:
-            raise ValueError("hbm_gib is required where device = 'cuda' (GiB of one GPU)")
-        if self.device == "cpu" and self.hbm_gib > 0:
-            raise ValueError("hbm_gib must be left out where device = 'cpu'")
-        return self
-
-    @property
-    def world_size(self) -> int:
-        """Ranks of the job."""
-        return self.hosts * self.devices_per_host
+__all__ = [
+    "EstimatesConfig",
+    "OtherHosts",
+    "PlannerConfig",
+    "ReserveConfig",
+    "SearchConfig",
+    "TableConstraints",
+    "TopologyConfig",
+]
 
 
 class ReserveConfig(Strict):
-    """``[reserve]``: memory that no table may take."""
+    """``[reserve]``: memory that no table may take. What of it is left out is counted from the
+    model and its first batch, see docs/planning.md.
+    """
 
     percentage: Annotated[float, Field(ge=0, lt=100)] = 15.0
-    """Per cent of each device's memory (of main memory too) kept free for the dense part
-    of the model, its activations and the allocator."""
-
-
-class TableConstraints(Strict):
-    """``[defaults]`` and ``[tables.<pattern>]``: what the planner may do with a table."""
-
-    sharding_types: list[str] | None = None
-    """Allowed ways to split a table, TorchRec's names: row_wise, table_wise, column_wise,
-    table_row_wise, ... Left out: all that the module supports, except data_parallel."""
-    compute_kernels: list[str] | None = None
-    """Allowed kernels, TorchRec's names: fused (device memory), fused_uvm (main memory),
-    fused_uvm_caching (main memory behind a cache in device memory), ... Left out: all that
-    the module supports on the device."""
-    min_partition: PositiveInt | None = None
-    """Narrowest column shard, in columns; a multiple of 4. Left out: TorchRec's 128."""
-    cache_load_factor: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Share of a table that fused_uvm_caching keeps in device memory. Left out:
-    TorchRec's 0.2."""
-    pooling_factor: PositiveFloat | None = None
-    """Mean tokens per request of each feature of the table; replaces what the data set's
-    stats say."""
-
-    @field_validator("sharding_types")
-    @classmethod
-    def _known_sharding_types(cls, given: list[str] | None) -> list[str] | None:
-        if given is None:
-            return None
-        from torchrec.distributed.types import ShardingType  # slow: not for --help
-
-        return _members(given, ShardingType, "sharding type")
-
-    @field_validator("compute_kernels")
-    @classmethod
-    def _known_kernels(cls, given: list[str] | None) -> list[str] | None:
-        if given is None:
-            return None
-        from torchrec.distributed.embedding_types import EmbeddingComputeKernel
-
-        return _members(given, EmbeddingComputeKernel, "compute kernel")
-
-    @field_validator("min_partition")
-    @classmethod
-    def _multiple_of_four(cls, given: int | None) -> int | None:
-        if given is not None and given % 4:
-            raise ValueError("must be a multiple of 4: kernels read four columns at a time")
-        return given
-
-    def over(self, base: TableConstraints) -> TableConstraints:
-        """These constraints, with ``base`` where they say nothing."""
-        return base.model_copy(update=self.model_dump(exclude_none=True))
+    """Per cent of each device's memory (of main memory too) kept free for what is not counted:
+    the allocator, temporaries, other processes."""
+    dense_gib: Annotated[float, Field(ge=0)] | None = None
+    """Weights of the dense part, their gradients and optimiser state on each rank, GiB. Left
+    out: counted, four times the weights with AdamW. 0: nothing is kept for them."""
+    batches: NonNegativeInt = 3
+    """Batches on the device at once: ``TrainPipelineSparseDist`` works on one while the next
+    two are on their way."""
+    activation_kib: Annotated[float, Field(ge=0)] | None = None
+    """What the dense part keeps for its backward pass, KiB for each history event and each
+    candidate. Left out: measured on the first batch."""
 
 
 class PlannerConfig(Strict):
@@ -131,12 +55,32 @@ class PlannerConfig(Strict):
     """The machines."""
     reserve: ReserveConfig = ReserveConfig()
     """Memory kept free."""
+    search: SearchConfig = SearchConfig()
+    """How a plan is looked for."""
+    estimates: EstimatesConfig = EstimatesConfig()
+    """How memory and time are estimated."""
     defaults: TableConstraints = TableConstraints()
     """Rules for every table."""
     tables: dict[str, TableConstraints] = {}
     """Rules for tables whose name matches a shell-style pattern, such as ``"item*"``; in
     the order of the file, later ones winning key by key over earlier ones and over
     ``defaults``."""
+
+    @model_validator(mode="after")
+    def _searches_what_the_device_has(self) -> PlannerConfig:
+        if self.topology.device == "cuda":
+            return self
+        if "dynamic_programming" in self.search.proposers:
+            raise ValueError(
+                "search.proposers: dynamic_programming divides up the memory of GPUs; "
+                "on device = 'cpu' use greedy"
+            )
+        if self.search.best == "hbm" or self.search.partitioner == "memory_balanced":
+            raise ValueError(
+                "search: best = 'hbm' and partitioner = 'memory_balanced' look at the memory of "
+                "GPUs alone; leave them out where device = 'cpu'"
+            )
+        return self
 
     def constraints_of(self, table: str) -> TableConstraints:
         """The rules for one table: defaults, then every matching pattern in order."""

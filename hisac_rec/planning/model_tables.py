@@ -7,9 +7,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import nn
+from torch.optim import Optimizer
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 
 from hisac_rec.errors import UserError
+from hisac_rec.planning.state import fused_optimizer
 
 COLLECTIONS = (EmbeddingCollection, EmbeddingBagCollection)
 """The modules whose tables are sharded."""
@@ -30,6 +32,8 @@ class ModelTable:
     """The keys that look it up."""
     module: nn.Module
     """The collection that holds it."""
+    optimizer: type[Optimizer] | None
+    """Its fused optimiser; None: it is frozen."""
 
     @property
     def shape(self) -> str:
@@ -60,7 +64,8 @@ def model_tables(model: nn.Module) -> list[ModelTable]:
         else:
             configs, weights = list(module.embedding_bag_configs()), module.embedding_bags
         for config in configs:
-            dtype = str(weights[config.name].weight.dtype).removeprefix("torch.")
+            weight = weights[config.name].weight
+            dtype = str(weight.dtype).removeprefix("torch.")
             tables.append(
                 ModelTable(
                     path=path,
@@ -70,6 +75,7 @@ def model_tables(model: nn.Module) -> list[ModelTable]:
                     dtype=dtype,
                     features=tuple(config.feature_names),
                     module=module,
+                    optimizer=fused_optimizer(weight),
                 )
             )
     _refuse_namesakes(tables)

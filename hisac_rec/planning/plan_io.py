@@ -3,7 +3,7 @@
 :class:`Plan` holds what TorchRec needs to shard (it converts to and from its
 ``ShardingPlan``), what the planner estimated, and what it was planned for: the tables'
 shapes and the cluster. A plan for another model or another world size is refused by
-:func:`check_plan` with the names of what differs.
+:func:`~hisac_rec.planning.check.check_plan` with the names of what differs.
 """
 
 from __future__ import annotations
@@ -14,21 +14,23 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import ValidationError
-from torch import nn
 from torch.distributed._shard.metadata import ShardMetadata
 from torch.distributed._shard.sharding_spec import EnumerableShardingSpec
 from torchrec.distributed.types import (
+    CacheAlgorithm,
     CacheParams,
     EmbeddingModuleShardingPlan,
     ParameterSharding,
     ShardingPlan,
     ShardingType,
 )
+from torchrec.modules.embedding_configs import DataType
 
 from hisac_rec.config import Strict
-from hisac_rec.errors import UserError, did_you_mean
+from hisac_rec.errors import UserError
 from hisac_rec.planning.config import PlannerConfig
-from hisac_rec.planning.model_tables import describe_shape, model_tables, tables_digest
+from hisac_rec.planning.footprint import NOTHING, Footprint
+from hisac_rec.planning.model_tables import describe_shape
 
 _LINE = 400
 """Width of the JSON: one shard fits."""
@@ -44,6 +46,10 @@ class Shard(Strict):
     """First row, first column."""
     size: tuple[int, int]
     """Rows, columns."""
+    weight_bytes: int
+    """Weights alone, exactly."""
+    state_bytes: int
+    """Optimiser state alone, exactly."""
     hbm_bytes: int
     """Estimated device memory: weights, optimiser state, input and output buffers."""
     ddr_bytes: int
@@ -65,6 +71,36 @@ class Shard(Strict):
     """Ids on their way to the shard, during the step before."""
 
 
+class CacheSettings(Strict):
+    """Cache of a table in main memory; what is None is FBGEMM's default."""
+
+    load_factor: float | None = None
+    algorithm: Literal["LRU", "LFU"] | None = None
+    precision: Literal["FP32", "FP16"] | None = None
+    reserved_bytes: float | None = None
+
+    @classmethod
+    def of(cls, params: CacheParams | None) -> CacheSettings | None:
+        """From TorchRec's form."""
+        if params is None:
+            return None
+        return cls(
+            load_factor=params.load_factor,
+            algorithm=None if params.algorithm is None else params.algorithm.name,
+            precision=None if params.precision is None else params.precision.name,
+            reserved_bytes=params.reserved_memory,
+        )
+
+    def to_torchrec(self) -> CacheParams:
+        """TorchRec's form."""
+        return CacheParams(
+            load_factor=self.load_factor,
+            algorithm=None if self.algorithm is None else CacheAlgorithm[self.algorithm],
+            precision=None if self.precision is None else DataType[self.precision],
+            reserved_memory=self.reserved_bytes,
+        )
+
+
 class TablePlan(Strict):
     """How one table is sharded."""
 
@@ -76,7 +112,11 @@ class TablePlan(Strict):
     """Mean tokens per request that the plan was made for, per feature."""
     sharding_type: str
     compute_kernel: str
-    cache_load_factor: float | None = None
+    cache: CacheSettings | None = None
+    enforce_hbm: bool | None = None
+    stochastic_rounding: bool | None = None
+    optimizer: str | None = None
+    """Class of the fused optimiser; None: the table is frozen."""
     shards: list[Shard]
 
     @property
@@ -91,13 +131,14 @@ class TablePlan(Strict):
 
     def to_torchrec(self) -> ParameterSharding:
         """TorchRec's form of this table's sharding."""
-        cache = self.cache_load_factor
         return ParameterSharding(
             sharding_type=self.sharding_type,
             compute_kernel=self.compute_kernel,
             ranks=self.ranks,
             sharding_spec=self._sharding_spec(),
-            cache_params=None if cache is None else CacheParams(load_factor=cache),
+            cache_params=None if self.cache is None else self.cache.to_torchrec(),
+            enforce_hbm=self.enforce_hbm,
+            stochastic_rounding=self.stochastic_rounding,
         )
 
     def _sharding_spec(self) -> EnumerableShardingSpec | None:
@@ -118,7 +159,7 @@ class TablePlan(Strict):
 class Plan(Strict):
     """Where every table of one model goes on one cluster."""
 
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     """Version of this schema."""
     digest: str
     """:func:`~hisac_rec.planning.model_tables.tables_digest` of the model."""
@@ -126,6 +167,8 @@ class Plan(Strict):
     """Batch size that the estimates are for."""
     planner: PlannerConfig
     """The configuration that made it; ``planner.topology`` is the cluster."""
+    footprint: Footprint = NOTHING
+    """What every rank holds on its device besides tables."""
     modules: dict[str, dict[str, TablePlan]]
     """Module path -> table name -> how it is sharded."""
 
@@ -182,67 +225,6 @@ def load_plan(path: Path) -> Plan:
         ) from None
     except (ValueError, OSError) as error:
         raise UserError(f"{path}: not readable as JSON ({error})") from None
-
-
-def check_plan(
-    plan: Plan, model: nn.Module, *, world_size: int | None = None, source: str = "plan"
-) -> None:
-    """Refuse a plan that was made for other tables or another number of ranks.
-
-    Args:
-        plan: the plan about to be used.
-        model: the unsharded model, on any device.
-        world_size: ranks of the running job; None: not compared.
-        source: what messages call the plan, usually its file.
-
-    Raises:
-        UserError: a table of the model is missing from the plan or the reverse, shapes or
-            types differ (both are named), shards do not cover their table, or the world
-            size differs.
-    """
-    if world_size is not None and world_size != plan.world_size:
-        raise UserError(
-            f"{source}: made for {plan.world_size} ranks, this job has {world_size}; "
-            "plan again with a planner config of that world size"
-        )
-    mine = {(table.path, table.name): table for table in model_tables(model)}
-    theirs = {(path, name): table for path, name, table in plan.tables()}
-    again = "the plan is for another model: plan again with 'hisac-rec plan'"
-    for key, table in mine.items():
-        if key not in theirs:
-            raise UserError(
-                f"{source}: table '{table.name}' ({table.shape}) of module '{table.path}' "
-                f"is not in the plan; {again}"
-            )
-        if table.shape != theirs[key].shape:
-            raise UserError(
-                f"{source}: table '{table.name}' of module '{table.path}' is {table.shape} "
-                f"in the model and {theirs[key].shape} in the plan; {again}"
-            )
-        _check_cover(table.name, theirs[key], source)
-    for key in theirs:
-        if key not in mine:
-            hint = did_you_mean(key[1], [name for _, name in mine])
-            raise UserError(
-                f"{source}: table '{key[1]}' ({theirs[key].shape}) of module '{key[0]}' is "
-                f"in the plan but not in the model{hint}; {again}".replace("?;", "?")
-            )
-
-
-def matches(plan: Plan, model: nn.Module) -> bool:
-    """True where ``plan`` was made for exactly these tables and features."""
-    return plan.digest == tables_digest(model_tables(model))
-
-
-def _check_cover(name: str, table: TablePlan, source: str) -> None:
-    if table.sharding_type == ShardingType.DATA_PARALLEL.value:
-        return
-    covered = sum(shard.size[0] * shard.size[1] for shard in table.shards)
-    if covered != table.rows * table.dim:
-        raise UserError(
-            f"{source}: the shards of table '{name}' hold {covered:,} values, the table "
-            f"{table.rows * table.dim:,} ({table.shape}); the file was changed by hand?"
-        )
 
 
 def _pretty(node: Any, indent: int = 0) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rich import box
 from rich.console import Group
@@ -10,7 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from hisac_rec.planning.plan_io import Plan, TablePlan
-from hisac_rec.planning.units import GIB, human_bytes
+from hisac_rec.planning.state import BYTES_PER_VALUE
+from hisac_rec.planning.topology import usable_bytes
+from hisac_rec.planning.units import human_bytes
 
 WIDTH = 150
 """Columns that the table needs; where there is no terminal, take this many."""
@@ -22,7 +24,6 @@ LEAST_SHARE = 0.005
 """Of the time: what is less is not worth a word."""
 
 _SHORT_TYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
-_BYTES_PER_VALUE = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "int8": 1, "uint8": 1}
 
 
 def plan_table(plan: Plan) -> Group:
@@ -55,12 +56,12 @@ def plan_table(plan: Plan) -> Group:
             human_bytes(max(_per_rank_bytes(found, plan.world_size))),
             _short(max(_per_rank_ms(found, plan.world_size))),
         )
-    return Group(table, Text("\n".join(_summary(plan))))
+    return Group(table, rank_table(plan), Text("\n".join(_summary(plan))))
 
 
 def weight_bytes(table: TablePlan) -> int:
     """Bytes of the table's weights, whole, without optimiser state or buffers."""
-    return table.rows * table.dim * _BYTES_PER_VALUE.get(table.dtype, 4)
+    return table.rows * table.dim * BYTES_PER_VALUE[table.dtype]
 
 
 def rank_bytes(plan: Plan, memory: str) -> list[int]:
@@ -93,34 +94,10 @@ def shorten_ranks(ranks: Sequence[int]) -> str:
 
 
 def _summary(plan: Plan) -> list[str]:
-    cluster = plan.planner.topology
-    usable = 1 - plan.planner.reserve.percentage / 100
-    capacity = {
-        "hbm": cluster.hbm_gib * GIB * usable,
-        "ddr": cluster.ddr_gib / cluster.devices_per_host * GIB * usable,
-    }
-    lines = []
-    for memory in ("hbm", "ddr"):
-        load = rank_bytes(plan, memory)
-        if not any(load):
-            continue
-        mean = sum(load) / len(load)
-        lines.append(
-            f"{memory.upper()} per rank: min {human_bytes(min(load))}, mean {human_bytes(mean)}, "
-            f"max {human_bytes(max(load))} (rank {load.index(max(load))}) of "
-            f"{human_bytes(capacity[memory])} usable; imbalance {max(load) / mean:.2f}; "
-            f"total {human_bytes(sum(load))}"
-        )
     cost = rank_ms(plan)
-    mean_cost = sum(cost) / len(cost)
-    imbalance = f", imbalance {max(cost) / mean_cost:.2f}" if mean_cost else ""
-    slowest = cost.index(max(cost))
-    parts = rank_parts(plan, slowest)
-    told = ", ".join(f"{name} {_short(ms)}" for name, ms in parts.items() if ms)
-    lines.append(
-        f"embedding time per step (TorchRec's estimate): slowest rank {_short(max(cost))} ms"
-        f"{imbalance}" + (f" (rank {slowest}: {told})" if told else "")
-    )
+    lines = []
+    if plan.footprint.total:
+        lines.append(f"besides tables, on every rank: {plan.footprint.describe()}")
     shares = {
         name: sum(shard.step_ms for shard in one.shards) / sum(cost)
         for _, name, one in plan.tables()
@@ -133,7 +110,13 @@ def _summary(plan: Plan) -> list[str]:
     return lines
 
 
-PARTS = ("lookup", "rows", "gradients", "update", "prefetch")
+PARTS = {
+    "lookup": "forward: lookup",
+    "rows": "forward: rows sent",
+    "gradients": "backward: gradients sent",
+    "update": "backward: update",
+    "prefetch": "prefetch into the cache",
+}
 """What an estimated step is made of; see :class:`~hisac_rec.planning.plan_io.Shard`."""
 
 
@@ -141,6 +124,53 @@ def rank_parts(plan: Plan, rank: int) -> dict[str, float]:
     """Estimated milliseconds of a rank's step, part by part. O(shards)."""
     own = [shard for _, _, table in plan.tables() for shard in table.shards if shard.rank == rank]
     return {part: sum(getattr(shard, f"{part}_ms") for shard in own) for part in PARTS}
+
+
+def rank_table(plan: Plan) -> Table:
+    """What the ranks carry: least, mean and most of each quantity, and on which rank. O(shards)."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("each rank", no_wrap=True)
+    for name in ("least", "mean", "most", "imbalance", "usable"):
+        table.add_column(name, justify="right", no_wrap=True)
+    usable = [usable_bytes(plan.planner, rank, plan.footprint) for rank in range(plan.world_size)]
+    for memory in ("hbm", "ddr"):
+        load = rank_bytes(plan, memory)
+        if any(load):
+            fullest = max(range(plan.world_size), key=lambda r: load[r] / usable[r][memory])
+            room = human_bytes(usable[fullest][memory])
+            table.add_row(memory.upper(), *_spread(load, human_bytes), room)
+    for title, what in (("  of it weights", "weight_bytes"), ("  of it state", "state_bytes")):
+        held = _of_ranks(plan, what)
+        if any(held):
+            table.add_row(title, *_spread(held, human_bytes), "")
+    table.add_section()
+    table.add_row("ms a step", *_spread(rank_ms(plan), _short), "")
+    for part, title in PARTS.items():
+        spent = _of_ranks(plan, f"{part}_ms")
+        if any(spent):
+            table.add_row(f"  {title}", *_spread(spent, _short), "")
+    return table
+
+
+def _of_ranks(plan: Plan, what: str) -> list[float]:
+    """The sum over a rank's shards of one of their fields."""
+    load = [0.0] * plan.world_size
+    for _, _, table in plan.tables():
+        for shard in table.shards:
+            load[shard.rank] += getattr(shard, what)
+    return load
+
+
+def _spread(load: Sequence[float], shown: Callable[[float], str]) -> list[str]:
+    """Least with its rank, mean, most with its rank, most over mean."""
+    least, most = min(load), max(load)
+    mean = sum(load) / len(load)
+    return [
+        f"{shown(least)} (rank {load.index(least)})",
+        shown(mean),
+        f"{shown(most)} (rank {load.index(most)})",
+        f"{most / mean:.2f}" if mean else "-",
+    ]
 
 
 def _short(number: float) -> str:

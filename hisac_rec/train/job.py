@@ -14,14 +14,16 @@ from hisac_rec.data.contract import PreparedData
 from hisac_rec.data.inputs import InputSpec
 from hisac_rec.data.items import ItemStore, load_items
 from hisac_rec.data.loader import RequestBatches
+from hisac_rec.planning.check import check_plan
 from hisac_rec.planning.config import PlannerConfig, TopologyConfig
-from hisac_rec.planning.plan_io import Plan, check_plan, load_plan
+from hisac_rec.planning.plan_io import Plan, load_plan
 from hisac_rec.planning.planner import default_sharders, make_plan
 from hisac_rec.ranker.build import RankerSchema, build_ranker, optional_semantics, ranker_schema
 from hisac_rec.ranker.config import ModelConfig
 from hisac_rec.ranker.ranker import Ranker
 from hisac_rec.semantic.store import Semantics
 from hisac_rec.train.distributed import Ranks
+from hisac_rec.train.footprint import footprint_of
 from hisac_rec.train.optim import attach_sparse_optimizer
 from hisac_rec.train.tables import fill_tables
 
@@ -77,9 +79,14 @@ class Job:
             UserError: see :func:`~hisac_rec.planning.planner.make_plan`.
         """
         traffic = self.bag_traffic()
+        model = self.unsharded() if model is None else model
+        events, candidates = history_mean(self.spec, self.data), self.data.stats.candidates_mean
         return make_plan(
-            self.unsharded() if model is None else model,
+            model,
             planner,
+            footprint=footprint_of(
+                self, model, planner.reserve, requests * events, requests * candidates
+            ),
             requests_per_rank=requests,
             pooling_factors=pooling_factors(self.spec, self.data, requests) | traffic.ids,
             bags_per_request=traffic.bags,

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from hisac_rec.cli.plan import run
 from hisac_rec.errors import UserError
 from hisac_rec.planning.plan_io import load_plan
+from hisac_rec.planning.units import GIB, human_bytes
 from hisac_rec.semantic.config import SemanticIdConfig
 from hisac_rec.semantic.fit import fit_semantic_ids
 
@@ -62,7 +63,13 @@ def test_a_sample_stands_for_a_billion_items_on_128_gpus(data: Path, tmp_path: P
     assert item.ranks == list(range(128))
     assert plan.requests_per_rank == 64
     assert "16 hosts x 8 cuda, 64 requests per rank" in shown
-    assert "of 63.2 GiB usable" in shown
+    # 79 GiB less a fifth, less the dense part, three batches and the activations of 640,640 tokens
+    assert plan.footprint.dense > 0
+    assert plan.footprint.batches > 3 * 64 * 10_010 * 8
+    assert plan.footprint.activations > plan.footprint.batches
+    hbm = next(line for line in shown.splitlines() if line.strip().startswith("HBM"))
+    assert human_bytes(79 * 0.8 * GIB - plan.footprint.total) in hbm
+    assert "besides tables, on every rank: dense part" in shown
 
 
 def test_rules_of_the_planner_can_be_overridden(data: Path) -> None:

@@ -109,7 +109,8 @@ def batch(first: int, last: int) -> tuple[KeyedJaggedTensor, Tensor]:
 def train(plan_file: str, optimizer: str, out: str) -> None:
     from torchrec.distributed.model_parallel import DistributedModelParallel
 
-    from hisac_rec.planning.plan_io import check_plan, load_plan
+    from hisac_rec.planning.check import check_plan
+    from hisac_rec.planning.plan_io import load_plan
     from hisac_rec.planning.planner import default_sharders
 
     dist.init_process_group("gloo")

@@ -42,6 +42,34 @@ def test_shipped_files_are_what_their_names_say(name, world_size):
         ({"topology": {"device": "gpu"}}, "'cpu' or 'cuda'"),
         ({"topology": {"device": "cuda", "ddr_gib": 8}}, "hbm_gib is required where device"),
         ({"topology": {"device": "cpu", "hbm_gib": 8}}, "hbm_gib must be left out"),
+        (
+            {"search": {"proposers": ["greedi"]}},
+            r"key 'search.proposers' = \['greedi'\]: unknown proposer 'greedi'; "
+            r"did you mean 'greedy'\?",
+        ),
+        ({"search": {"proposers": []}}, "names no proposer; leave the key out"),
+        ({"search": {"proposers": ["dynamic_programming"]}}, "on device = 'cpu' use greedy"),
+        ({"search": {"best": "hbm"}}, "leave them out where device = 'cpu'"),
+        ({"estimates": {"pipeline": "sparse"}}, "'none', 'sparse_dist' or 'prefetch_sparse_dist'"),
+        ({"defaults": {"cache_algorithm": "LRU"}}, "'lru' or 'lfu'"),
+        ({"defaults": {"cacheability": 0.7}}, "less than or equal to 0.5"),
+        ({"reserve": {"batches": -1}}, "greater than or equal to 0"),
+        (
+            {"topology": {"device": "cpu", "other_hosts": [{"hosts": [1], "ddr_gib": 4}]}},
+            "other_hosts names host 1; there are hosts 0 to 0",
+        ),
+        (
+            {"topology": {"device": "cpu", "other_hosts": [{"hosts": [0, 0], "ddr_gib": 4}]}},
+            "names host 0 more than once",
+        ),
+        (
+            {"topology": {"device": "cpu", "other_hosts": [{"hosts": [0], "hbm_gib": 4}]}},
+            "other_hosts.hbm_gib must be left out where device = 'cpu'",
+        ),
+        (
+            {"topology": {"device": "cpu", "other_hosts": [{"hosts": [0], "dd_gib": 4}]}},
+            r"unknown key 'topology.other_hosts.0.dd_gib'; did you mean 'ddr_gib'\?",
+        ),
         ({"topolgy": {}}, r"unknown key 'topolgy'; did you mean 'topology'\?"),
         (
             {"tables": {"item": {"sharding_type": ["row_wise"]}}},

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from hisac_rec.errors import UserError
-from hisac_rec.planning.plan_io import check_plan, load_plan, matches
+from hisac_rec.planning.check import check_plan, matches
+from hisac_rec.planning.plan_io import load_plan
 
 TYPES = ("row_wise", "table_wise", "column_wise")
 
@@ -99,6 +100,46 @@ def test_shards_that_do_not_cover_the_table(plan_small, small, tmp_path: Path):
         check_plan(load_plan(file), small["SmallModel"]("meta"))
 
 
+def edited(plan, change):
+    """The plan after ``change`` of the shards of 'item' in its JSON."""
+    document = json.loads(plan.to_json())
+    change(document["modules"]["trained"]["item"]["shards"])
+    return type(plan).model_validate(document)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("offset", [0, 0], "hold some values more than once and others not at all"),
+        ("offset", [52, 0], "hold some values more than once and others not at all"),
+        ("rank", 2, r"one is on rank 2 at 'rank:1/cpu', the plan is for ranks 0 to 1"),
+        ("rank", 0, r"one is on rank 0 at 'rank:1/cpu'"),
+        ("weight_bytes", 5, r"at row 51, column 0 has 3,200 bytes of weights and 0 of .* says 5"),
+        ("state_bytes", 5, r"0 of optimiser state, the plan says 3,200 and 5; plan again"),
+    ],
+)
+def test_shards_that_were_changed_are_named(plan_small, small, key, value, message):
+    plan = edited(
+        plan_small("2xcpu", only("row_wise")), lambda shards: shards[1].update({key: value})
+    )
+    with pytest.raises(UserError, match=f"shards of table 'item'.*{message}"):
+        check_plan(plan, small["SmallModel"]("meta"))
+
+
+def test_column_shards_may_not_overlap(plan_small, small):
+    plan = edited(
+        plan_small("2xcpu", only("column_wise")), lambda shards: shards[1].update(offset=[0, 4])
+    )
+    with pytest.raises(UserError, match="hold some values more than once"):
+        check_plan(plan, small["SmallModel"]("meta"))
+
+
+def test_a_copy_that_is_missing(plan_small, small):
+    plan = edited(plan_small("8xh100", only("data_parallel")), lambda shards: shards.pop())
+    with pytest.raises(UserError, match="there is not one whole copy on every rank"):
+        check_plan(plan, small["SmallModel"]("meta"))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -106,7 +147,7 @@ def test_shards_that_do_not_cover_the_table(plan_small, small, tmp_path: Path):
         ("{", "not readable as JSON"),
         ("{}", "not a sharding plan: key 'digest'"),
         ("[]", "not a sharding plan"),
-        ('{"version": 2}', "key 'version'"),
+        ('{"version": 1}', "key 'version'"),
     ],
 )
 def test_files_that_are_no_plan(tmp_path: Path, text: str | None, message: str):

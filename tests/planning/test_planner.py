@@ -20,8 +20,9 @@ from torchrec.optim import RowWiseAdagrad
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
 
 from hisac_rec.errors import UserError
-from hisac_rec.planning.planner import make_plan, make_topology
+from hisac_rec.planning.planner import make_plan
 from hisac_rec.planning.table import rank_bytes
+from hisac_rec.planning.topology import make_topology
 
 GIB = 1024**3
 META = torch.device("meta")
@@ -126,7 +127,7 @@ def test_a_billion_items_fit_eight_gpus_through_main_memory(planner_config):
     plan = make_plan(Billion(), config, requests_per_rank=64, pooling_factors=LONG)
     item = plan.modules["trained"]["item"]
     assert item.compute_kernel == "fused_uvm_caching"
-    assert item.cache_load_factor == 0.05
+    assert item.cache.load_factor == 0.05
     assert plan.to_torchrec().plan["trained"]["item"].cache_params.load_factor == 0.05
     assert sum(rank_bytes(plan, "ddr")) >= 10**9 * 128 * 4
 

@@ -33,15 +33,16 @@ def test_the_table_shows_every_table_and_the_load_of_the_ranks(plan_small):
         assert cell in item
     assert "semantic" in text
     assert "fp16" in text
-    assert "HBM per rank: min " in text
-    assert "of 63.2 GiB usable" in text
-    assert "slowest rank" in text
+    hbm = next(line for line in text.splitlines() if line.strip().startswith("HBM"))
+    assert "63.2 GiB" in hbm
+    assert "(rank 0)" in hbm
+    assert "ms a step" in text
 
 
 def test_ddr_is_what_cpu_ranks_have(plan_small):
     text = rendered(plan_small("2xcpu"))
-    assert "DDR per rank" in text
-    assert "of 2.0 GiB usable" in text  # 8 GiB, two ranks, half kept free
+    ddr = next(line for line in text.splitlines() if line.strip().startswith("DDR"))
+    assert "2.0 GiB" in ddr  # 8 GiB, two ranks, half kept free
     assert "HBM" not in text
 
 
@@ -81,5 +82,21 @@ def test_the_time_of_a_step_is_the_sum_of_its_parts(plan_small):
     for rank, whole in enumerate(rank_ms(plan)):
         assert sum(rank_parts(plan, rank).values()) == pytest.approx(whole)
     text = rendered(plan)
-    assert "gradients" in text
+    assert "backward: gradients sent" in text
     assert "most expensive tables, of the time of all ranks: '" in text
+
+
+def test_least_and_most_name_their_ranks(plan_small):
+    plan = plan_small("2xcpu", 'defaults.sharding_types=["table_wise"]')
+    load = rank_bytes(plan, "ddr")
+    assert load[0] != load[1]
+    ddr = next(line for line in rendered(plan).splitlines() if line.strip().startswith("DDR"))
+    for value in (min(load), max(load)):
+        assert f"{human_bytes(value)} (rank {load.index(value)})" in ddr
+    assert f"{max(load) / (sum(load) / 2):.2f}" in ddr
+    weights = next(line for line in rendered(plan).splitlines() if "of it weights" in line)
+    held = [
+        sum(s.weight_bytes for _, _, t in plan.tables() for s in t.shards if s.rank == rank)
+        for rank in (0, 1)
+    ]
+    assert human_bytes(max(held)) in weights
