@@ -27,6 +27,8 @@ COMMANDS = (
     "plan",
     "train",
     "evaluate",
+    "compress",
+    "score",
     "tune",
     "compare",
     "demo",
@@ -90,6 +92,7 @@ def _root(
         # Deprecations inside torch and torchrec that no user of this command can act on.
         logging.getLogger("torch.fx").setLevel(logging.ERROR)
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch(rec)?\.")
+        warnings.filterwarnings("ignore", "Please use DTensor", FutureWarning)
 
 
 for _name in COMMANDS:

@@ -160,6 +160,7 @@ class BatchAssembler:
             candidate_features=self._raw_features(candidate_item),
             places=places,
             owners=owners,
+            memory={},
             labels=torch.from_numpy(np.array(labels, dtype=np.float32)),
             request_rows=_tensor(request_rows),
             candidate_items=_tensor(candidate_item),

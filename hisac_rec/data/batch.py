@@ -64,6 +64,9 @@ class RequestBatch(Pipelineable):
     distinct items or of the N candidates; absent where the ids are the U items themselves."""
     owners: dict[str, Tensor]
     """Multi-valued feature key -> [values] int64: the row of U or N each value belongs to."""
+    memory: dict[str, Tensor]
+    """What a cache held of the histories, by name (:mod:`hisac_rec.serving.cache`); the events are
+    the newest ones alone then. Empty: they are all there."""
     labels: Tensor
     """[N] float32."""
     request_rows: Tensor

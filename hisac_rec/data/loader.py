@@ -10,9 +10,10 @@ Legend: R requests, T history events, N candidates, D semantic-ID levels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice, pairwise
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -28,6 +29,9 @@ from hisac_rec.data.contract import PreparedData, Split
 from hisac_rec.data.inputs import InputSpec
 from hisac_rec.data.items import ItemStore
 from hisac_rec.data.units import RequestTable, Unit, concat_tables, list_units, read_unit
+
+View: TypeAlias = Callable[[RequestTable], RequestTable]
+"""Makes other requests of the users of a unit, e.g. :func:`hisac_rec.serving.moments.snapshots`."""
 
 
 class LoaderConfig(Strict):
@@ -68,6 +72,7 @@ class RequestBatches(IterableDataset[RequestBatch]):
         epoch: changes the order from epoch to epoch.
         skip: number of first batches to leave out (resume); they are cut, not built.
         without: requests that have been read already, by whomever.
+        view: what to make of a unit's requests; None: they are read as they are.
 
     Raises:
         UserError: damaged files, missing columns, ids out of range: naming file and row.
@@ -86,6 +91,7 @@ class RequestBatches(IterableDataset[RequestBatch]):
         epoch: int = 0,
         skip: int = 0,
         without: Consumed | None = None,
+        view: View | None = None,
     ) -> None:
         super().__init__()
         self._data = data
@@ -98,6 +104,7 @@ class RequestBatches(IterableDataset[RequestBatch]):
         self._epoch = epoch
         self._skip = skip
         self._without = without if without is not None and len(without) else None
+        self._view = view
         self._tokens = max(1, config.batch_tokens // rank.count)
         self._candidates = max(1, config.max_candidates // rank.count)
 
@@ -143,7 +150,8 @@ class RequestBatches(IterableDataset[RequestBatch]):
         units = self._units(shard)
         held: list[RequestTable] = []
         for position, unit in enumerate(units):
-            held.append(self._unread(read_unit(unit, self._data.manifest, self._spec)))
+            table = read_unit(unit, self._data.manifest, self._spec)
+            held.append(self._unread(table if self._view is None else self._view(table)))
             last = position == len(units) - 1
             if last or sum(t.num_requests for t in held) >= self._config.shuffle_requests:
                 yield concat_tables(held), last

@@ -132,6 +132,9 @@ class HistoryMethod(nn.Module):
     """True where ``compress`` leaves a memory of bounded size, whatever the history's length:
     what a cache may hold per user."""
 
+    memory: ClassVar[type[Any] | None] = None
+    """The dataclass that ``compress`` gives, of tensors [R, K, ...], where a cache holds it."""
+
     search: ClassVar[dict[str, list[Any]]] = {}
     """``[history]`` keys worth tuning, each with the values to try (``hisac-rec tune``)."""
 
@@ -168,6 +171,17 @@ class HistoryMethod(nn.Module):
     def compress(self, history: History) -> Any:
         """The candidate-independent part: whatever ``read`` needs, per request."""
         raise NotImplementedError
+
+    def restore(self, held: dict[str, Tensor], newest: History) -> Any:
+        """The memory of ``compress`` again, from what a cache held of it.
+
+        Args:
+            held: its tensors by name.
+            newest: the newest events of the same R requests, uncompressed.
+        """
+        if self.memory is None:
+            raise NotImplementedError
+        return self.memory(**held)
 
     def read(self, memory: Any, candidates: Candidates) -> Tensor:
         """[N, V, d] interest vectors of every candidate."""

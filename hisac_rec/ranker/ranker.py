@@ -9,6 +9,7 @@ Legend: R requests, T events, N candidates, B bags, F feature vectors, d width.
 from __future__ import annotations
 
 from functools import reduce
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,9 @@ from hisac_rec.train.config import TrainConfig
 
 CONTEXT_FEATURES = 1
 """log(1 + history length)."""
+
+LENGTH = "length"
+"""Name of the history's length [R] in what a cache holds."""
 
 
 class DenseRanker(nn.Module):
@@ -92,7 +96,7 @@ class DenseRanker(nn.Module):
         count = batch.num_candidates
         request = request_of_rows(batch.candidate_offsets, count)
         found = LookedUp(batch, rows, bags)
-        lengths = batch.history_offsets.diff()
+        lengths = batch.memory.get(LENGTH, batch.history_offsets.diff())
         context = self.dense(torch.log1p(lengths.float()).unsqueeze(1))
         per_request = [context]
         per_request += map(found.of, self.user_lookups)
@@ -111,8 +115,7 @@ class DenseRanker(nn.Module):
                 vectors=self._of_side(vectors, "candidate"),
                 request=request,
             )
-            with record_function("history: compress"):
-                memory = self.method.compress(history)
+            memory = self._compress(history, batch)
             with record_function("history: read"):
                 per_candidate += self.method.read(memory, candidates).unbind(1)
             if self.training and self.method.auxiliary_weight:
@@ -122,6 +125,26 @@ class DenseRanker(nn.Module):
             features = torch.cat([shared, torch.stack(per_candidate, dim=1)], dim=1)
             logits: Tensor = self.over(self.interaction(features))
         return logits.float(), auxiliary
+
+    def hold(
+        self,
+        batch: RequestBatch,
+        rows: dict[str, JaggedTensor],
+        bags: dict[str, Tensor],
+        vectors: dict[str, JaggedTensor] | None,
+    ) -> dict[str, Tensor]:
+        """What a cache is to hold of the histories, by name: :attr:`RequestBatch.memory`."""
+        history = self._history(batch, LookedUp(batch, rows, bags), vectors)
+        memory = vars(self._compress(history, batch))
+        held = {name: value for name, value in memory.items() if isinstance(value, Tensor)}
+        return held | {LENGTH: batch.history_offsets.diff()}
+
+    def _compress(self, history: History, batch: RequestBatch) -> Any:
+        with record_function("history: compress"):
+            if not batch.memory:
+                return self.method.compress(history)
+            held = {name: value for name, value in batch.memory.items() if name != LENGTH}
+            return self.method.restore(held, history)
 
     def _history(
         self,
@@ -182,7 +205,7 @@ class Ranker(nn.Module):
         if vectors is not None:
             self.vectors = vectors
         self.has_vectors = vectors is not None
-        self.head = _Head(dense, config)
+        self.head = Head(dense, config)
 
     def trained_collections(self) -> list[EmbeddingCollection | EmbeddingBagCollection]:
         """The collections whose rows are trained."""
@@ -206,12 +229,16 @@ class Ranker(nn.Module):
         return self.head(batch, rows, bags, vectors)
 
 
-class _Head(nn.Module):
-    """The dense part and the loss: one leaf for the pipeline's tracer."""
+class Head(nn.Module):
+    """The dense part and the loss: one leaf for the pipeline's tracer.
+
+    Set ``holds`` and it gives what a cache is to hold of the histories instead of logits.
+    """
 
     def __init__(self, dense: DenseRanker, config: TrainConfig) -> None:
         super().__init__()
         self.dense = dense
+        self.holds = False
         self.bf16 = config.precision == "bf16"
         self.accumulate = config.accumulate
 
@@ -221,10 +248,15 @@ class _Head(nn.Module):
         rows: dict[str, JaggedTensor],
         bags: KeyedTensor | None,
         vectors: dict[str, JaggedTensor] | None,
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    ) -> tuple[Tensor, tuple[Tensor, Any]]:
         summed = {} if bags is None else bags.to_dict()
         device = batch.labels.device.type
         with torch.autocast(device, dtype=torch.bfloat16, enabled=self.bf16):
+            if self.holds:
+                return batch.loss_scale, (
+                    batch.loss_scale,
+                    self.dense.hold(batch, rows, summed, vectors),
+                )
             logits, auxiliary = self.dense(batch, rows, summed, vectors)
         loss = _cross_entropy(logits, batch)
         trained = loss

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import torch.distributed as dist
+from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from hisac_rec.data.contract import PreparedData, Split
 from hisac_rec.evaluation.predictions import PredictionWriter
@@ -15,9 +16,10 @@ from hisac_rec.evaluation.results import Report
 from hisac_rec.planning.config import PlannerConfig
 from hisac_rec.progress import progress
 from hisac_rec.ranker.config import ModelConfig
-from hisac_rec.train.checkpoint import Position, load_checkpoint
+from hisac_rec.train.checkpoint import Position, load_checkpoint, read_manifest
 from hisac_rec.train.distributed import Ranks
-from hisac_rec.train.job import open_job, resolve_plan, shard
+from hisac_rec.train.feed import Feeder
+from hisac_rec.train.job import Job, open_job, resolve_plan, shard
 from hisac_rec.train.metrics_log import MetricsLog
 from hisac_rec.train.optim import Optimizers
 from hisac_rec.train.pipeline import Batches, predict
@@ -54,26 +56,81 @@ def write_predictions(
         UserError: the checkpoint is for another model or other data, or is damaged.
     """
     job = open_job(config or run.config(), data)
-    model = shard(job, resolve_plan(job, ranks, planner), ranks)
     path = run.checkpoints().find(checkpoint)
-    expected = checkpoint_manifest(job, ranks.world_size, Position(), {}, {})
-    manifest = load_checkpoint(path, model, None, expected)
+    model = load_ranker(job, path, ranks, planner)
     folder = run.predictions(split)
-    feeder = Batches(job, ranks).in_order(split)
     total = data.manifest.splits[split].candidates
+    seconds = predict_into(
+        folder,
+        job,
+        model,
+        ranks,
+        Batches(job, ranks).in_order(split),
+        title=(f"predict {split}", total),
+        name=path.name,
+    )
+    written = MetricsLog(run.root, ranks.first)
+    step = read_manifest(path).position.step
+    written.write(step, "predict", {"candidates_per_second": round(total / seconds, 1)})
+    written.close()
+    return folder
+
+
+def load_ranker(
+    job: Job, checkpoint: Path, ranks: Ranks, planner: PlannerConfig | None = None
+) -> DistributedModelParallel:
+    """The sharded model with the weights of a checkpoint. Called on every rank.
+
+    Raises:
+        UserError: the checkpoint is for another model or other data, or is damaged.
+    """
+    model = shard(job, resolve_plan(job, ranks, planner), ranks)
+    expected = checkpoint_manifest(job, ranks.world_size, Position(), {}, {})
+    load_checkpoint(checkpoint, model, None, expected)
+    return model
+
+
+def predict_into(
+    folder: Path,
+    job: Job,
+    model: DistributedModelParallel,
+    ranks: Ranks,
+    feeder: Feeder,
+    *,
+    title: tuple[str, int],
+    name: str,
+    oracle: bool = True,
+) -> float:
+    """Predict what a feeder gives and write this rank's part of it. Called on every rank.
+
+    Args:
+        folder: of the parts.
+        job: model and data.
+        model: sharded.
+        ranks: this process.
+        feeder: of requests with candidates.
+        title: of the progress bar, and how many candidates there are.
+        name: of what is predicted with; parts of different ones are never read together.
+        oracle: write the true probabilities too, where the data set has them.
+
+    Returns:
+        Seconds it took.
+    """
+    data = job.data
+    oracle = oracle and data.manifest.has_oracle
     writer = PredictionWriter(
         folder,
         rank=ranks.rank,
         world_size=ranks.world_size,
-        oracle=data.manifest.has_oracle,
+        oracle=oracle,
         fingerprint=data.manifest.fingerprint,
-        run=f"{path.name} step {manifest.position.step}",
+        run=name,
     )
     if ranks.first:
         folder.mkdir(parents=True, exist_ok=True)
     dist.barrier()
     started = time.perf_counter()
-    with writer, progress(f"predict {split}", total, "candidates") as advance:
+    with writer, progress(*title, "candidates") as advance:
         for batch, logits in predict(model, Optimizers(model, job.config.train), ranks, feeder):
             counts = batch.candidate_offsets.diff()
             rows = batch.request_rows.repeat_interleave(counts, dim=0)
@@ -85,15 +142,11 @@ def write_predictions(
                 label=batch.labels,
                 logit=logits,
                 history_length=rows[:, 3],
-                probability=batch.oracle if data.manifest.has_oracle else None,
+                probability=batch.oracle if oracle else None,
             )
             advance(batch.num_candidates * ranks.world_size)
     dist.barrier()
-    rate = total / (time.perf_counter() - started)
-    written = MetricsLog(run.root, ranks.first)
-    written.write(manifest.position.step, "predict", {"candidates_per_second": round(rate, 1)})
-    written.close()
-    return folder
+    return time.perf_counter() - started
 
 
 def evaluate_run(

@@ -1,8 +1,8 @@
 """Feed batches to the pipeline so that ranks with unequal data stay in step.
 
 Every rank calls :class:`Feeder` equally often. Before each batch the ranks add up how many
-candidates they hold; a rank that has run out works on an empty batch until that sum is
-zero, and then all stop together. The same sum scales the loss, so that a step's gradient
+candidates they hold; a rank that has run out works on an empty batch until all have, and
+then all stop together. The same sum scales the loss, so that a step's gradient
 is the mean over the candidates of all ranks, however they are dealt out.
 """
 
@@ -74,17 +74,17 @@ class Feeder(Iterator[RequestBatch]):
         start = time.perf_counter()
         batch = next(self._batches, None)
         read = time.perf_counter()
-        count = torch.tensor([batch.num_candidates if batch is not None else 0])
+        count = torch.tensor([0, 0] if batch is None else [1, batch.num_candidates])
         if self._group is not None:
             dist.all_reduce(count, group=self._group)
-        candidates = int(count)
+        reading, candidates = count.tolist()
         counted = time.perf_counter()
-        if not candidates:
+        if not reading:
             self._ended = True
             raise StopIteration
         if batch is None:
             batch = self._empty()
-        batch = batch.with_loss_scale(self._world_size / candidates)
+        batch = batch.with_loss_scale(self._world_size / max(1, candidates))
         self._in_flight.append(Fed(batch, candidates, read - start, counted - read))
         return batch
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TypeAlias
+from collections.abc import Callable, Iterator
+from typing import Any, TypeAlias
 
 import torch
 import torch.distributed as dist
@@ -20,7 +20,7 @@ from hisac_rec.data.assemble import BatchAssembler
 from hisac_rec.data.batch import RequestBatch
 from hisac_rec.data.consumed import Consumed
 from hisac_rec.data.contract import Split
-from hisac_rec.data.loader import RequestBatches, Shard, make_loader
+from hisac_rec.data.loader import RequestBatches, Shard, View, make_loader
 from hisac_rec.train.distributed import Ranks
 from hisac_rec.train.feed import Fed, Feeder, in_background
 from hisac_rec.train.job import Job
@@ -110,9 +110,20 @@ class Batches:
         seed = self._job.config.train.seed
         return self._feeder("train", seed=seed, epoch=epoch, skip=skip, without=without)
 
-    def in_order(self, split: Split) -> Feeder:
-        """A split in file order, for prediction."""
-        return self._feeder(split, seed=None, epoch=0, skip=0)
+    def in_order(
+        self,
+        split: Split,
+        view: View | None = None,
+        each: Callable[[RequestBatch], RequestBatch] | None = None,
+    ) -> Feeder:
+        """A split in file order, for prediction.
+
+        Args:
+            split: which.
+            view: what to make of its requests.
+            each: what to make of every batch.
+        """
+        return self._feeder(split, seed=None, epoch=0, skip=0, view=view, each=each)
 
     def _feeder(
         self,
@@ -122,6 +133,8 @@ class Batches:
         epoch: int,
         skip: int,
         without: Consumed | None = None,
+        view: View | None = None,
+        each: Callable[[RequestBatch], RequestBatch] | None = None,
     ) -> Feeder:
         job, ranks = self._job, self._ranks
         batches = RequestBatches(
@@ -135,8 +148,11 @@ class Batches:
             epoch=epoch,
             skip=skip,
             without=without,
+            view=view,
         )
         loader = make_loader(batches, job.config.loader.workers)
+        if each is not None:
+            loader = map(each, loader)
         return Feeder(in_background(loader), self._empty, ranks.world_size, self._group)
 
 
@@ -148,13 +164,26 @@ def predict(
     Raises:
         RuntimeError: see :func:`steps`.
     """
+    for batch, logits in outputs(model, optimizers, ranks, feeder):
+        if batch.num_candidates:
+            yield batch, logits.cpu()
+
+
+def outputs(
+    model: DistributedModelParallel, optimizers: Optimizers, ranks: Ranks, feeder: Feeder
+) -> Iterator[tuple[RequestBatch, Any]]:
+    """(batch on the host, what the head gives of it) for every batch, without gradients; the
+    model is left in training mode.
+
+    Raises:
+        RuntimeError: see :func:`steps`.
+    """
     pipeline = make_pipeline(model, optimizers, ranks)
     model.eval()
     try:
         with torch.no_grad():
-            for fed, _, logits in steps(pipeline, feeder):
-                if fed.batch.num_candidates:
-                    yield fed.batch, logits.cpu()
+            for fed, _, output in steps(pipeline, feeder):
+                yield fed.batch, output
     finally:
         model.train()
         pipeline.detach()

@@ -75,6 +75,7 @@ class HiSAC(HistoryMethod):
 
     Config: ClassVar[type[Strict]] = HiSACConfig
     compresses: bool = True
+    memory = InterestMemory
     search: ClassVar[dict[str, list[Any]]] = {
         # A number at or above a level's codes prunes nothing there.
         "keep": [[8, 4], [16, 8], [32, 16], [1024, 1024]],
@@ -167,6 +168,11 @@ class HiSAC(HistoryMethod):
             path=_spread(agents.path, agents, slot, filled, empty=-1),
             newest=newest_events(history, self.config.newest) if self.config.newest else None,
         )
+
+    def restore(self, held: dict[str, Tensor], newest: History) -> InterestMemory:
+        """The agents as they were held; the newest events as they are."""
+        count = self.config.newest
+        return InterestMemory(**held, newest=newest_events(newest, count) if count else None)
 
     def read(self, memory: InterestMemory, candidates: Candidates) -> Tensor:
         """[N, V, d]: target attention over the agents; their mean beside it."""

@@ -32,6 +32,7 @@ class Compressor(HistoryMethod):
 
     Config: ClassVar[type[Strict]] = CompressorConfig
     compresses: bool = True
+    memory = AgentMemory
     search: ClassVar[dict[str, list[Any]]] = {"heads": [1, 2, 4], "weight_power": [0.0, 0.5, 1.0]}
 
     def __init__(self, config: CompressorConfig, shape: MethodShape) -> None:

@@ -1,0 +1,315 @@
+"""Compressed histories on disk: what a request's candidates read instead of its events.
+
+``manifest.json`` and ``part-*.arrow``, Arrow files that are read in place (memory-mapped), one row
+for each history and moment. A part appears under its name when it is complete; later parts add to
+earlier ones, so a cache grows and a run that was killed is gone on with.
+
+Legend: n rows, A agents of all of them, d width, S newest events.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hisac_rec.config import Strict
+from hisac_rec.data.jagged import Ints, offsets_of
+from hisac_rec.errors import UserError
+from hisac_rec.serving.moments import At
+from hisac_rec.serving.precision import STORED, Precision, decode, encode
+
+MANIFEST = "manifest.json"
+
+
+class CacheManifest(Strict):
+    """``manifest.json``: what the cache is of; parts of another one are never mixed in."""
+
+    run: str
+    """Digest of the checkpoint's files."""
+    method: str
+    """History method."""
+    data_fingerprint: str
+    """Of the prepared data."""
+    semantics_fingerprint: str
+    """Of the codebook."""
+    dim: int
+    """d."""
+    fields: dict[str, str]
+    """What of an agent is kept beside its vector: name -> Arrow type."""
+    precision: Precision
+    """Of the vectors."""
+    at: At
+    """Which moments."""
+    age: int
+    """So long before them."""
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Which histories, seen when. All [n].
+
+    Args:
+        user: dense id.
+        time: the moment.
+        number: of the request.
+        seen: events of the history until then.
+    """
+
+    user: Ints
+    time: Ints
+    number: Ints
+    seen: Ints
+
+
+def schema(manifest: CacheManifest) -> pa.Schema:
+    """Columns of a part; the numbers of all its agents' vectors lie one after the other."""
+    number = pa.from_numpy_dtype(np.dtype(STORED[manifest.precision]))
+    kept = [(name, pa.list_(_kind(of))) for name, of in manifest.fields.items()]
+    return pa.schema(
+        [
+            ("user", pa.int32()),
+            ("time", pa.int64()),
+            ("number", pa.int64()),
+            ("seen", pa.int32()),
+            *kept,
+            ("scale", pa.list_(pa.float32())),
+            ("vectors", pa.list_(pa.list_(number, manifest.dim))),
+        ]
+    )
+
+
+def pack(keys: Keys, held: dict[str, Tensor], manifest: CacheManifest) -> pa.RecordBatch:
+    """Rows of a cache.
+
+    Args:
+        keys: of the n rows.
+        held: ``filled`` [n, K], ``vectors`` [n, K, d] and the manifest's ``fields`` [n, K].
+        manifest: of the cache.
+    """
+    filled = held["filled"].numpy()
+    bounds = pa.array(offsets_of(filled.sum(1)), pa.int32())
+    stored, scale = encode(held["vectors"].numpy()[filled], manifest.precision)
+    if manifest.precision != "int8":
+        scale = scale[:0]
+    columns = schema(manifest)
+    lists = {
+        name: pa.ListArray.from_arrays(bounds, pa.array(held[name].numpy()[filled], _kind(of)))
+        for name, of in manifest.fields.items()
+    }
+    flat = pa.FixedSizeListArray.from_arrays(
+        pa.array(stored.ravel()), type=columns.field("vectors").type.value_type
+    )
+    none = pa.array(np.zeros(len(filled) + 1), pa.int32())
+    arrays = {
+        "user": pa.array(keys.user, pa.int32()),
+        "time": pa.array(keys.time),
+        "number": pa.array(keys.number),
+        "seen": pa.array(keys.seen, pa.int32()),
+        **lists,
+        "scale": pa.ListArray.from_arrays(bounds if len(scale) else none, pa.array(scale)),
+        "vectors": pa.ListArray.from_arrays(bounds, flat),
+    }
+    return pa.record_batch([arrays[name] for name in columns.names], schema=columns)
+
+
+class Cache:
+    """A cache, opened for reading; later parts are seen after opening it anew.
+
+    Args:
+        root: its folder.
+
+    Raises:
+        UserError: no cache, or a damaged part.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.manifest = read_manifest(root)
+        self._table = _read_parts(root, schema(self.manifest))
+        columns = [self._table[name].to_numpy() for name in ("user", "time", "number", "seen")]
+        self.keys = Keys(*(np.asarray(column, np.int64) for column in columns))
+        # By user and moment; of equal ones the later part's last.
+        self._order = np.lexsort((self.keys.time, self.keys.user))
+
+    def __len__(self) -> int:
+        """N."""
+        return self._table.num_rows
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all rows."""
+        return int(self._table.nbytes)
+
+    def newest(self, user: Ints, time: Ints) -> Ints:
+        """[m] the row of each user's newest history not later than ``time``; -1: none."""
+        return _last_before(self.keys, self._order, user, time)
+
+    def of_requests(self, number: Ints) -> Ints:
+        """[m] the newest row of each request; -1: none."""
+        order = np.argsort(self.keys.number, kind="stable")
+        at = np.searchsorted(self.keys.number[order], number, side="right") - 1
+        rows = order[at.clip(min=0)] if len(order) else np.zeros(len(number), np.int64)
+        found = (at >= 0) & (self.keys.number[rows] == number) if len(order) else at >= 0
+        return np.where(found, rows, -1)
+
+    def rows(self, user: Ints, time: Ints, number: Ints) -> Ints:
+        """[m] the row that a request reads; -1: none."""
+        if self.manifest.at == "requests":
+            return self.of_requests(number)
+        return self.newest(user, time)
+
+    def memory(self, rows: Ints) -> dict[str, Tensor]:
+        """What ``HistoryMethod.restore`` takes, of the rows [m]; -1 stands for no agents.
+        O(bytes of the rows).
+        """
+        there = rows >= 0
+        taken = self._table.take(pa.array(rows[there]))
+        column = {name: _joined(taken[name]) for name in taken.column_names[4:]}
+        counts = np.zeros(len(rows), np.int64)
+        counts[there] = np.diff(_offsets(column["vectors"]))
+        slots = max(1, int(counts.max(initial=0)))
+        filled = np.arange(slots) < counts[:, None]
+        vectors = _values(column["vectors"])
+        numbers = vectors.flatten().to_numpy().reshape(len(vectors), self.manifest.dim)
+        scale = _values(column["scale"]).to_numpy()
+        dense = np.zeros((*filled.shape, self.manifest.dim), np.float32)
+        dense[filled] = decode(numbers, scale)
+        held = {"vectors": torch.from_numpy(dense), "filled": torch.from_numpy(filled)}
+        for name in self.manifest.fields:
+            flat = _values(column[name]).to_numpy()
+            kind = np.int64 if np.issubdtype(flat.dtype, np.integer) else np.float32
+            spread = np.full(filled.shape, EMPTY.get(name, 0), kind)
+            spread[filled] = flat
+            held[name] = torch.from_numpy(spread)
+        return held
+
+    def agents(self) -> Ints:
+        """[n] how many agents each row has."""
+        return np.diff(_offsets(_joined(self._table["vectors"])))
+
+
+EMPTY = {"path": -1}
+"""What stands in slots without an agent, where that is not 0."""
+
+
+class CacheWriter:
+    """Writes rows into parts of one rank, each complete before it counts.
+
+    Args:
+        root: the cache's folder; its manifest is there.
+        manifest: of the cache.
+        rank: of this process.
+        rows: of a part.
+    """
+
+    def __init__(self, root: Path, manifest: CacheManifest, rank: int, rows: int = 4096) -> None:
+        self._root, self._manifest, self._rank, self._most = root, manifest, rank, rows
+        self._waiting: list[pa.RecordBatch] = []
+        numbers = [int(path.name.split("-")[1]) for path in root.glob("part-*.arrow")]
+        self._next = max(numbers, default=-1) + 1
+        self.rows = 0
+        self.bytes = 0
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        """Add rows."""
+        self._waiting.append(batch)
+        self.rows += batch.num_rows
+        self.bytes += batch.nbytes
+        if sum(waiting.num_rows for waiting in self._waiting) >= self._most:
+            self.flush()
+
+    def flush(self) -> None:
+        """Complete the part that has been begun."""
+        if not self._waiting:
+            return
+        final = self._root / f"part-{self._next:06d}-{self._rank:05d}.arrow"
+        temporary = final.with_name(f".{final.name}.partial")
+        columns = schema(self._manifest)
+        with pa.OSFile(str(temporary), "wb") as file, pa.ipc.new_file(file, columns) as writer:
+            for batch in self._waiting:
+                writer.write_batch(batch)
+        temporary.rename(final)
+        self._waiting, self._next = [], self._next + 1
+
+
+def read_manifest(root: Path) -> CacheManifest:
+    """Read ``manifest.json``.
+
+    Raises:
+        UserError: it is absent or not readable.
+    """
+    path = root / MANIFEST
+    try:
+        return CacheManifest.model_validate(json.loads(path.read_text()))
+    except FileNotFoundError:
+        raise UserError(
+            f"{root}: not a cache ({MANIFEST} is missing); make one with 'hisac-rec compress RUN "
+            "--out FOLDER'"
+        ) from None
+    except ValueError as error:
+        raise UserError(f"{path}: not readable: {error}") from None
+
+
+def _read_parts(root: Path, columns: pa.Schema) -> pa.Table:
+    tables = []
+    for path in sorted(root.glob("part-*.arrow")):
+        try:
+            found = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        except (pa.ArrowException, OSError) as error:
+            raise UserError(
+                f"{path}: a damaged part of the cache ({error}); delete it and run 'hisac-rec "
+                "compress' again, which fills the gap"
+            ) from None
+        if found.schema != columns:
+            raise UserError(
+                f"{path}: other columns than {MANIFEST} beside it says; delete the cache and make "
+                "it anew"
+            )
+        tables.append(found)
+    return pa.concat_tables(tables) if tables else columns.empty_table()
+
+
+def _last_before(keys: Keys, order: Ints, user: Ints, time: Ints) -> Ints:
+    """Rows in ``order`` and questions sorted together: the last row before each question."""
+    rows = len(order)
+    users = np.concatenate([keys.user[order], user])
+    times = np.concatenate([keys.time[order], time])
+    asks = np.repeat([0, 1], [rows, len(user)])
+    place = np.concatenate([np.arange(rows), np.arange(len(user))])
+    together = np.lexsort((place, asks, times, users))
+    is_row = asks[together] == 0
+    last = np.maximum.accumulate(np.where(is_row, np.arange(len(together)), -1))
+    answers = np.full(len(user), -1)
+    asking = ~is_row
+    found = last[asking]
+    row = order[place[together[found.clip(min=0)]].clip(max=max(0, rows - 1))] if rows else found
+    right = (found >= 0) & ((keys.user[row] if rows else row) == users[together][asking])
+    answers[place[together[asking]]] = np.where(right, row, -1)
+    return answers
+
+
+def _kind(name: str) -> pa.DataType:
+    return pa.type_for_alias(name)
+
+
+def _joined(column: pa.ChunkedArray) -> Any:
+    joined = column.combine_chunks()
+    return joined.chunk(0) if isinstance(joined, pa.ChunkedArray) else joined
+
+
+def _offsets(lists: Any) -> NDArray[np.int64]:
+    return np.asarray(lists.offsets.to_numpy(), np.int64)
+
+
+def _values(lists: Any) -> Any:
+    """The values of exactly these lists."""
+    first, last = lists.offsets[0].as_py(), lists.offsets[len(lists)].as_py()
+    return lists.values.slice(first, last - first)
