@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
@@ -34,6 +36,9 @@ class Footprint(Strict):
         parts["activations"] = self.activations
         return ", ".join(f"{name} {human_bytes(size)}" for name, size in parts.items())
 
+
+FootprintOf = Callable[[int, float], Footprint]
+"""(Requests of a rank, share of the length of histories) -> what it holds besides tables."""
 
 NOTHING = Footprint()
 """Where it is not known, or counted in ``reserve.percentage``."""

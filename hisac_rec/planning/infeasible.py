@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torchrec.distributed.planner.types import ShardingOption, Storage
-from torchrec.distributed.types import ShardingType
 
 from hisac_rec.planning.config import PlannerConfig
-from hisac_rec.planning.units import GIB, human_bytes
+from hisac_rec.planning.footprint import Footprint
+from hisac_rec.planning.topology import usable_bytes
+from hisac_rec.planning.units import human_bytes
 
 _SHOWN = 3
 
@@ -28,14 +29,18 @@ class _Room:
 
 
 def explain_infeasible(
-    options: Sequence[ShardingOption], config: PlannerConfig, requests_per_rank: int
+    options: Sequence[ShardingOption],
+    config: PlannerConfig,
+    footprint: Footprint,
+    remedies: Sequence[str],
 ) -> str:
     """Explain why no proposal could be placed.
 
     Args:
         options: every way to shard every table under the constraints, with estimates.
         config: the cluster and the rules.
-        requests_per_rank: batch size of one rank, in requests.
+        footprint: what a rank holds besides tables.
+        remedies: changes of which each is enough.
 
     Returns:
         Required against available bytes, the largest tables, and what to change.
@@ -43,14 +48,14 @@ def explain_infeasible(
     by_table: dict[str, list[ShardingOption]] = {}
     for option in options:
         by_table.setdefault(option.name, []).append(option)
-    room = _room(options, config)
+    room = _room(options, config, footprint)
     ranks = config.topology.world_size
     need = {name: min(map(_total, found)) for name, found in by_table.items()}
     required, capacity = sum(need.values()), ranks * room.total
     stuck = [name for name, found in by_table.items() if not any(_fits(o, room) for o in found)]
-    row_wise = ShardingType.ROW_WISE.value
-    unsplit = any(row_wise not in {o.sharding_type for o in by_table[name]} for name in stuck)
     reserve = f"less {config.reserve.percentage:g} % reserve"
+    if footprint.total:
+        reserve += f" and {human_bytes(footprint.total)} for what is no table"
     where = f"{ranks} rank{'s' * (ranks > 1)} x {room.text}, {reserve}"
     if required > capacity:
         reason = (
@@ -75,45 +80,32 @@ def explain_infeasible(
         f"'{name}' {human_bytes(need[name])} ({_weights(by_table[name][0])} of weights)"
         for name in largest
     )
-    return (
-        f"no sharding plan: {reason}\n"
-        f"largest tables: {sizes}\n"
-        f"what helps: {_remedies(config, requests_per_rank, options, unsplit)}"
+    return f"no sharding plan: {reason}\nlargest tables: {sizes}\n" + _told(remedies)
+
+
+def _told(remedies: Sequence[str]) -> str:
+    if not remedies:
+        return (
+            "no single change was found that is enough; together: more hosts, fewer or narrower "
+            "rows, fewer requests per rank or shorter histories"
+        )
+    return "any one of these makes it feasible (each was planned with):" + "".join(
+        f"\n  {remedy}" for remedy in remedies
     )
 
 
-def _room(options: Sequence[ShardingOption], config: PlannerConfig) -> _Room:
+def _room(options: Sequence[ShardingOption], config: PlannerConfig, footprint: Footprint) -> _Room:
+    """Of the rank that has most."""
     cluster = config.topology
-    left = (1 - config.reserve.percentage / 100) * GIB
-    ddr = cluster.ddr_gib / cluster.devices_per_host * left
+    ranks = [usable_bytes(config, rank, footprint) for rank in range(cluster.world_size)]
+    ddr = max(one["ddr"] for one in ranks)
     if cluster.device == "cpu":
         return _Room(0, ddr, f"{human_bytes(ddr)} of main memory (ddr_gib)")
-    hbm = cluster.hbm_gib * left
+    hbm = max(one["hbm"] for one in ranks)
     text = f"{human_bytes(hbm)} of HBM (hbm_gib)"
-    if not _offloads(options):
+    if not any(option.total_storage.ddr for option in options):
         return _Room(hbm, 0, text)
     return _Room(hbm, ddr, f"{text} and {human_bytes(ddr)} of main memory (ddr_gib)")
-
-
-def _offloads(options: Sequence[ShardingOption]) -> bool:
-    """True where some allowed kernel keeps rows in main memory."""
-    return any(option.total_storage.ddr for option in options)
-
-
-def _remedies(
-    config: PlannerConfig,
-    requests_per_rank: int,
-    options: Sequence[ShardingOption],
-    unsplit: bool,
-) -> str:
-    remedies = ["more hosts or devices_per_host", "fewer or narrower rows"]
-    if unsplit:
-        remedies.insert(0, "allow row_wise for the table")
-    if config.topology.device == "cuda" and not _offloads(options):
-        remedies.append("compute_kernels fused_uvm_caching (tables in main memory)")
-    remedies.append(f"fewer requests per rank (now {requests_per_rank:,}) or shorter histories")
-    remedies.append("a smaller [reserve] percentage")
-    return "; ".join(remedies)
 
 
 def _storages(option: ShardingOption) -> list[Storage]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -23,8 +23,13 @@ from torchrec.distributed.fbgemm_qcomm_codec import (
 )
 from torchrec.distributed.planner import EmbeddingShardingPlanner
 from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
-from torchrec.distributed.planner.types import PlannerError, ShardingOption
-from torchrec.distributed.types import ModuleSharder
+from torchrec.distributed.planner.types import (
+    ParameterConstraints,
+    PlannerError,
+    ShardingOption,
+    Topology,
+)
+from torchrec.distributed.types import ModuleSharder, ShardingPlan
 
 from hisac_rec.errors import UserError
 from hisac_rec.planning.algorithms import make_partitioner, make_proposers, make_rating
@@ -32,14 +37,18 @@ from hisac_rec.planning.body import plan_body
 from hisac_rec.planning.check import check_plan
 from hisac_rec.planning.config import PlannerConfig
 from hisac_rec.planning.constraints import Sharders, constraints_of
-from hisac_rec.planning.estimators import make_enumerator
-from hisac_rec.planning.footprint import NOTHING, Footprint
+from hisac_rec.planning.estimators import OrderedEnumerator, make_enumerator
+from hisac_rec.planning.footprint import NOTHING, Footprint, FootprintOf
 from hisac_rec.planning.infeasible import explain_infeasible
-from hisac_rec.planning.model_tables import model_tables, tables_digest
+from hisac_rec.planning.model_tables import ModelTable, model_tables, tables_digest
 from hisac_rec.planning.plan_io import Plan
+from hisac_rec.planning.remedies import Attempt, find_remedies
 from hisac_rec.planning.topology import make_topology
 
 log = logging.getLogger(__name__)
+
+HISTORY = "history"
+"""How the names of features begin whose tokens grow with the length of histories."""
 
 
 def default_sharders(
@@ -68,7 +77,7 @@ def make_plan(
     requests_per_rank: int,
     pooling_factors: Mapping[str, float],
     bags_per_request: float = 1.0,
-    footprint: Footprint = NOTHING,
+    footprint: Footprint | FootprintOf = NOTHING,
     sharders: Sharders | None = None,
 ) -> Plan:
     """Plan where every embedding table of ``model`` goes.
@@ -85,7 +94,8 @@ def make_plan(
             history features, mean candidates for candidate features, 1 for user features;
             or table name -> the sum over its features, where none is named like the table.
         bags_per_request: sums that a request asks of each table of an EmbeddingBagCollection.
-        footprint: what every rank holds on its device besides tables.
+        footprint: what every rank holds on its device besides tables, or how it follows from
+            the requests of a rank and the share of the length of histories.
         sharders: TorchRec sharders of the job; None: :func:`default_sharders`.
 
     Returns:
@@ -103,50 +113,118 @@ def make_plan(
     if not tables:
         raise UserError("the model holds no embedding collection: there is nothing to shard")
     config.check_patterns(table.name for table in tables)
-    constraints = {
-        table.name: constraints_of(
-            table, config, pooling_factors, bags_per_request, requests_per_rank, sharders
-        )
-        for table in tables
-    }
-    topology = make_topology(config, footprint)
-    enumerator = make_enumerator(topology, requests_per_rank, constraints, config.estimates)
-    chosen: list[ShardingOption] = []
-
-    def keep(options: list[ShardingOption]) -> list[ShardingOption]:
-        chosen.extend(options)
-        return options
-
-    planner = EmbeddingShardingPlanner(
-        topology=topology,
-        batch_size=requests_per_rank,
-        enumerator=enumerator,
-        constraints=constraints,
-        # The topology is already without the reserve: TorchRec's own reserves HBM alone.
-        storage_reservation=FixedPercentageStorageReservation(0.0),
-        proposer=make_proposers(config.search),
-        partitioner=make_partitioner(config.search),
-        performance_model=make_rating(config.search, topology),
-        stats=[],
-        callbacks=[keep],
-    )
+    problem = _Problem(model, tables, pooling_factors, bags_per_request, footprint, sharders)
+    now = Attempt(config, requests_per_rank)
     try:
-        sharding = planner.plan(model, list(sharders))
+        found = problem.solve(now)
     except PlannerError as error:
         log.debug("TorchRec's planner: %s", error)
-        options = enumerator.enumerate(model, list(sharders))
-        raise UserError(explain_infeasible(options, config, requests_per_rank)) from None
-    for table in (one for module in sharding.plan.values() for one in module.values()):
-        if table.cache_params is not None:  # what plans are made from, not what they are
-            table.cache_params = replace(table.cache_params, stats=None)
+        options = problem.options(now)
+        remedies = find_remedies(now, options, problem.is_feasible)
+        raise UserError(
+            explain_infeasible(options, config, problem.footprint(now), remedies)
+        ) from None
     plan = Plan(
         digest=tables_digest(tables),
         requests_per_rank=requests_per_rank,
         planner=config,
-        footprint=footprint,
-        modules=plan_body(tables, chosen, constraints, sharding),
+        footprint=problem.footprint(now),
+        modules=plan_body(tables, found.options, found.constraints, found.sharding),
     )
     check_plan(plan, model)
-    if plan.to_torchrec() != sharding:
+    if plan.to_torchrec() != found.sharding:
         raise RuntimeError("the plan does not convert back to TorchRec's: a defect, report it")
     return plan
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What TorchRec's planner found."""
+
+    sharding: ShardingPlan
+    options: list[ShardingOption]
+    constraints: dict[str, ParameterConstraints]
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """A model and what a request asks of it; see :func:`make_plan`."""
+
+    model: nn.Module
+    tables: list[ModelTable]
+    pooling_factors: Mapping[str, float]
+    bags: float
+    counted: Footprint | FootprintOf
+    sharders: Sharders
+
+    def footprint(self, attempt: Attempt) -> Footprint:
+        """What a rank holds besides tables."""
+        if isinstance(self.counted, Footprint):
+            return self.counted
+        return self.counted(attempt.requests, attempt.history)
+
+    def solve(self, attempt: Attempt) -> _Found:
+        """Plan.
+
+        Raises:
+            PlannerError: nothing fits.
+            UserError: see :func:`make_plan`.
+        """
+        config = attempt.config
+        topology, constraints, enumerator = self._prepare(attempt)
+        chosen: list[ShardingOption] = []
+
+        def keep(options: list[ShardingOption]) -> list[ShardingOption]:
+            chosen.extend(options)
+            return options
+
+        planner = EmbeddingShardingPlanner(
+            topology=topology,
+            batch_size=attempt.requests,
+            enumerator=enumerator,
+            constraints=constraints,
+            # The topology is already without the reserve: TorchRec's own reserves HBM alone.
+            storage_reservation=FixedPercentageStorageReservation(0.0),
+            proposer=make_proposers(config.search),
+            partitioner=make_partitioner(config.search),
+            performance_model=make_rating(config.search, topology),
+            stats=[],
+            callbacks=[keep],
+        )
+        sharding = planner.plan(self.model, list(self.sharders))
+        for table in (one for module in sharding.plan.values() for one in module.values()):
+            if table.cache_params is not None:  # what plans are made from, not what they are
+                table.cache_params = replace(table.cache_params, stats=None)
+        return _Found(sharding, chosen, constraints)
+
+    def options(self, attempt: Attempt) -> list[ShardingOption]:
+        """Every way to shard every table."""
+        return self._prepare(attempt)[2].enumerate(self.model, list(self.sharders))
+
+    def is_feasible(self, attempt: Attempt) -> bool:
+        """Whether there is a plan; looked for by the proposers that need least time."""
+        search = attempt.config.search
+        quick = [name for name in ("uniform", "greedy") if name in search.proposers]
+        search = search.model_copy(update={"proposers": quick or search.proposers})
+        config = attempt.config.model_copy(update={"search": search})
+        try:
+            self.solve(replace(attempt, config=config))
+        except (PlannerError, UserError):
+            return False
+        return True
+
+    def _prepare(
+        self, attempt: Attempt
+    ) -> tuple[Topology, dict[str, ParameterConstraints], OrderedEnumerator]:
+        config, requests = attempt.config, attempt.requests
+        tokens = {
+            key: count * (attempt.history if key.startswith(HISTORY) else 1.0)
+            for key, count in self.pooling_factors.items()
+        }
+        constraints = {
+            table.name: constraints_of(table, config, tokens, self.bags, requests, self.sharders)
+            for table in self.tables
+        }
+        topology = make_topology(config, self.footprint(attempt))
+        enumerator = make_enumerator(topology, requests, constraints, config.estimates)
+        return topology, constraints, enumerator

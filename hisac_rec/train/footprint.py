@@ -20,7 +20,7 @@ from hisac_rec.data.batch import RequestBatch
 from hisac_rec.data.inputs import InputSpec
 from hisac_rec.data.loader import RequestBatches
 from hisac_rec.planning.config import ReserveConfig
-from hisac_rec.planning.footprint import Footprint, dense_bytes
+from hisac_rec.planning.footprint import Footprint, FootprintOf, dense_bytes
 from hisac_rec.ranker.build import build_ranker
 from hisac_rec.ranker.ranker import Ranker
 
@@ -56,33 +56,38 @@ class Measured:
 
 def footprint_of(
     job: Job, model: Ranker, reserve: ReserveConfig, events: float, candidates: float
-) -> Footprint:
+) -> FootprintOf:
     """What a rank holds besides tables; what ``reserve`` says replaces what is measured.
 
     Args:
         job: model and data; of the data the first batch is read.
         model: its unsharded ranker.
         reserve: of the planner config.
-        events: history events of a rank's step.
-        candidates: of a rank's step.
+        events: history events of a mean request.
+        candidates: of a mean request.
 
     Returns:
-        Whole MiB, so that processes whose floating-point sums differ agree.
+        Gives whole MiB, so that processes whose floating-point sums differ agree.
     """
     dense = dense_bytes(model) if reserve.dense_gib is None else reserve.dense_gib * 2**30
     given = reserve.activation_kib
-    batch = kept = 0.0
-    if reserve.batches or given is None:
-        found = measure(job)
-        batch, kept = (
-            events * event + candidates * candidate
-            for event, candidate in zip(found.event, found.candidate, strict=True)
+    measured = measure(job) if reserve.batches or given is None else None
+
+    def footprint(requests: int, history: float) -> Footprint:
+        read, ranked = requests * events * history, requests * candidates
+        batch = kept = 0.0
+        if measured is not None:
+            batch, kept = (
+                read * event + ranked * candidate
+                for event, candidate in zip(measured.event, measured.candidate, strict=True)
+            )
+        if given is not None:
+            kept = given * 1024 * (read + ranked)
+        return Footprint(
+            dense=_whole(dense), batches=_whole(reserve.batches * batch), activations=_whole(kept)
         )
-    if given is not None:
-        kept = given * 1024 * (events + candidates)
-    return Footprint(
-        dense=_whole(dense), batches=_whole(reserve.batches * batch), activations=_whole(kept)
-    )
+
+    return footprint
 
 
 def measure(job: Job) -> Measured:
