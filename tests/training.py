@@ -121,7 +121,7 @@ def planner_of(ranks: int, sharding: str) -> PlannerConfig:
     )
 
 
-def torchrun(*arguments: str | Path, ranks: int = 2) -> None:
+def torchrun(*arguments: str | Path, ranks: int = 2, timeout: float = 300) -> None:
     """Run ``python ARGUMENTS`` on several ranks of this machine; fails with their output."""
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",
@@ -130,6 +130,6 @@ def torchrun(*arguments: str | Path, ranks: int = 2) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc_per_node", str(ranks), *map(str, arguments)]
     done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=300, check=False
+        command, env=environment, capture_output=True, text=True, timeout=timeout, check=False
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
