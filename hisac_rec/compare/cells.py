@@ -35,7 +35,16 @@ COMPARED = ("auc", "gauc", "logloss")
 DIGITS = 6
 """Decimals kept of metrics and draws."""
 
-_WITHOUT_EFFECT = {"train": ("seed", "log_every", "keep_checkpoints", "checkpoint_every")}
+_WITHOUT_EFFECT = {
+    "train": (
+        "seed",
+        "log_every",
+        "keep_checkpoints",
+        "keep_best",
+        "checkpoint_every",
+        "checkpoint_async",
+    )
+}
 _ONLY_WORDS = ("name", "description")
 
 M = TypeVar("M", bound=Strict)

@@ -200,5 +200,7 @@ def make_loader(batches: RequestBatches, workers: int) -> Iterator[RequestBatch]
         multiprocessing_context="fork" if workers else None,
         prefetch_factor=4 if workers else None,
         pin_memory=torch.cuda.is_available(),
+        # Of its own: otherwise it draws from the one that dropout goes on from, in its own time.
+        generator=torch.Generator(),
     )
     yield from islice(loader, batches.skip if workers else 0, None)

@@ -1,80 +1,89 @@
-"""Checkpoints through ``torch.distributed.checkpoint``: written whole or not at all.
+"""The checkpoints of a run: listed, written whole or not at all, dropped when there are better.
 
 ``checkpoints/step-00001200/`` holds the tensors of all ranks and ``manifest.json``, which seals
 their files by checksum; a checkpoint without a manifest does not count. Tensors are re-sharded on
-load, so a checkpoint of two ranks loads on one.
+load (:mod:`hisac_rec.train.restore`), so a checkpoint of two ranks loads on one.
 """
 
 from __future__ import annotations
 
-import json
-import shutil
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint._nested_dict import flatten_state_dict
-from torchrec.distributed.model_parallel import DistributedModelParallel
 
-from hisac_rec.config import Strict
 from hisac_rec.errors import UserError
-from hisac_rec.train.column_state import load_converted, other_layouts
-from hisac_rec.train.optim import Optimizers
-from hisac_rec.train.reading import Reading
-from hisac_rec.train.seal import Seal, find_damage, seal_files
+from hisac_rec.train.location import is_remote, remove, write_whole, writer
+from hisac_rec.train.manifest import (
+    MANIFEST,
+    CheckpointManifest,
+    Position,
+    first_difference,
+    flatten,
+    read_manifest,
+)
+from hisac_rec.train.restore import load_checkpoint
+from hisac_rec.train.seal import seal_files
+from hisac_rec.train.staging import Staging
 
-MANIFEST = "manifest.json"
-BEST = "best"
-"""Text file beside the checkpoints that names the best one."""
+__all__ = [
+    "MANIFEST",
+    "CheckpointManifest",
+    "Checkpoints",
+    "Keep",
+    "Position",
+    "first_difference",
+    "flatten",
+    "load_checkpoint",
+    "read_manifest",
+]
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+TIMEOUT = timedelta(minutes=30)
+"""A rank that has written waits so long for those that have not."""
 
 
-class Position(Strict):
-    """How far training has come."""
+@dataclass(frozen=True)
+class Keep:
+    """How many checkpoints stay.
 
-    step: int = 0
-    """Optimiser steps done."""
-    epoch: int = 0
-    """Epoch being read."""
-    batch: int = 0
-    """Steps done within the epoch."""
-    candidates: int = 0
-    """Candidates of all ranks read within the epoch."""
+    Args:
+        last: the newest ones.
+        best: and those of the best evaluations.
+    """
 
-
-class CheckpointManifest(Strict):
-    """``manifest.json`` of a checkpoint."""
-
-    position: Position
-    world_size: int
-    """Ranks that wrote it."""
-    loader: dict[str, Any] = {}
-    """``[loader]`` of the model file: how the epoch was cut and dealt out."""
-    architecture: dict[str, Any]
-    """The parts of the model file that shape the tensors."""
-    data_fingerprint: str
-    """Of the prepared data."""
-    semantics_fingerprint: str
-    """Of the codebook; empty without one."""
-    metrics: dict[str, float]
-    """Validation metrics at that step."""
-    best: dict[str, float]
-    """Early-stop state: best metric so far and evaluations since."""
-    files: dict[str, Seal] = {}
-    """Size and checksum of every file beside this one."""
+    last: int = 2
+    best: int = 1
 
 
 class Checkpoints:
     """The checkpoints of one run.
 
     Args:
-        folder: ``<run>/checkpoints``.
-        keep: newest ones kept, besides the best.
+        folder: ``<run>/checkpoints``, or a URL's path.
+        keep: how many stay.
+        per_host: ranks that share a host's memory; None: training waits while a checkpoint is
+            written.
     """
 
-    def __init__(self, folder: Path, keep: int = 2) -> None:
+    def __init__(self, folder: Path, keep: Keep | None = None, per_host: int | None = None) -> None:
         self.folder = folder
-        self._keep = keep
+        self._keep = keep or Keep()
+        self._per_host = per_host
+        self._group: dist.ProcessGroup | None = None
+        self._staging = Staging()
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._writing: tuple[int, Future[None]] | None = None
+        self._written: set[int] = set()
 
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints, ascending."""
@@ -92,9 +101,8 @@ class Checkpoints:
             UserError: there is no such checkpoint; lists those there are.
         """
         steps = self.steps()
-        best = self.folder / BEST
-        if which == "best" and best.is_file() and int(best.read_text()) in steps:
-            return self.path(int(best.read_text()))
+        if which == "best" and (best := self._best(steps)):
+            return self.path(best[0])
         if which in ("last", "best") and steps:
             return self.path(steps[-1])
         if which.isdigit() and int(which) in steps:
@@ -105,147 +113,154 @@ class Checkpoints:
         )
 
     def save(
-        self,
-        model: DistributedModelParallel,
-        optimizers: Optimizers,
-        manifest: CheckpointManifest,
-        reading: Reading,
-        *,
-        is_best: bool,
+        self, state: dict[str, Any], manifest: CheckpointManifest, files: dict[str, bytes]
     ) -> None:
-        """Write a checkpoint under a temporary name, rename it, drop the oldest ones.
+        """Write a checkpoint, now or while training goes on; drop those that need not stay.
 
-        Called on every rank.
+        Called on every rank. Waits for the one before, so that one at a time is being written.
+
+        Args:
+            state: of :func:`~hisac_rec.train.restore.flat_state`, as it is now.
+            manifest: without its seals.
+            files: name -> content of what lies beside the tensors, on the first rank.
+
+        Raises:
+            UserError: this or the one before could not be written.
         """
-        final = self.path(manifest.position.step)
-        temporary = final.with_name(f".{final.name}.partial")
-        first = dist.get_rank() == 0
-        if first:
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-        dist.barrier()
-        dcp.save(_state(model, optimizers), checkpoint_id=str(temporary))
-        reading.save(temporary)
-        dist.barrier()
-        sealed = manifest.model_copy(update={"files": seal_files(temporary)})
-        if first:
-            (temporary / MANIFEST).write_text(sealed.model_dump_json(indent=1))
-            shutil.rmtree(final, ignore_errors=True)
-            temporary.rename(final)
-            if is_best:
-                pointer = self.folder / f".{BEST}.partial"
-                pointer.write_text(str(manifest.position.step))
-                pointer.rename(self.folder / BEST)
-            self._drop_old()
-        dist.barrier()
+        step = manifest.position.step
+        self.wait()
+        if self._group is None:
+            # Of its own: it is used beside the training's collectives, by another thread.
+            self._group = dist.new_group(backend="gloo", timeout=TIMEOUT)
+        if self._per_host and self._staging.fits(state, self._group, self._per_host):
+            state = self._staging.copy(state)
+            work = self._thread.submit(self._write, state, manifest, files)
+            self._writing = (step, work)
+            return
+        if self._per_host:
+            log.warning(
+                "step %d: no memory for a copy of the state, training waits for the checkpoint",
+                step,
+            )
+        self._write(state, manifest, files)
 
-    def _drop_old(self) -> None:
-        best = self.folder / BEST
-        kept = {int(best.read_text())} if best.is_file() else set()
-        kept |= set(self.steps()[-self._keep :])
-        for step in self.steps():
-            if step not in kept:
-                # Without its manifest a checkpoint no longer counts: remove that first.
-                (self.path(step) / MANIFEST).unlink()
-                shutil.rmtree(self.path(step))
+    def check(self) -> None:
+        """Called at every step: learn of a checkpoint that could not be written.
+
+        Raises:
+            UserError: names the checkpoint and the cause.
+        """
+        if self._writing is not None and self._writing[1].done():
+            self._finish()
+
+    def wait(self) -> None:
+        """Until nothing is being written.
+
+        Raises:
+            UserError: see :meth:`check`.
+        """
+        if self._writing is None:
+            return
+        step, work = self._writing
+        if not work.done():
+            started = time.perf_counter()
+            log.info("waiting for the checkpoint of step %d to be written", step)
+            work.exception()
+            log.info("waited %.1f s for it", time.perf_counter() - started)
+        self._finish()
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Whatever ended the training, what is being written is written to its end."""
+        try:
+            self.wait()
+        except UserError as problem:
+            if error is None:
+                raise
+            log.error("%s", problem)  # beside what ended the training
+
+    def _finish(self) -> None:
+        assert self._writing is not None
+        (_, work), self._writing = self._writing, None
+        work.result()
+
+    def _write(
+        self, state: dict[str, Any], manifest: CheckpointManifest, files: dict[str, bytes]
+    ) -> None:
+        step = manifest.position.step
+        final = self.path(step)
+        # What cannot be renamed is written where it will be: its manifest, written last, is what
+        # makes it count.
+        draft = final if is_remote(final) else final.with_name(f".{final.name}.partial")
+        try:
+            self._on_first(lambda: self._clear(draft, files))
+            dcp.save(state, storage_writer=writer(draft), process_group=self._group)
+            sealed = manifest.model_copy(update={"files": seal_files(draft, self._group)})
+            self._on_first(lambda: self._publish(draft, final, sealed))
+        except dcp.api.CheckpointException as error:
+            # The exception's own text is the tracebacks of all ranks.
+            cause = next((failure[0] for failure in error.failures.values()), error)
+            raise _not_written(final, cause) from error
+        except (OSError, RuntimeError, ValueError) as error:
+            raise _not_written(final, error) from error
+
+    def _clear(self, draft: Path, files: dict[str, bytes]) -> None:
+        gone = sorted(self._written - set(self.steps()))
+        if gone:
+            log.warning(
+                "%s: the checkpoints of steps %s are no longer there; going on with new ones",
+                self.folder,
+                ", ".join(map(str, gone)),
+            )
+            self._written -= set(gone)
+        if is_remote(draft):  # what counts there no longer does, from now on
+            (draft / MANIFEST).unlink(missing_ok=True)
+        remove(draft)
+        draft.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            (draft / name).write_bytes(content)
+
+    def _publish(self, draft: Path, final: Path, manifest: CheckpointManifest) -> None:
+        write_whole(draft / MANIFEST, manifest.model_dump_json(indent=1).encode())
+        if draft != final:
+            remove(final)
+            draft.rename(final)
+        self._written.add(manifest.position.step)
+        steps = self.steps()
+        kept = {*steps[-self._keep.last :], *self._best(steps)[: self._keep.best]}
+        for step in set(steps) - kept:
+            # Without its manifest a checkpoint no longer counts: remove that first.
+            (self.path(step) / MANIFEST).unlink()
+            remove(self.path(step))
+            self._written.discard(step)
+
+    def _best(self, steps: list[int]) -> list[int]:
+        """Those of ``steps`` that were evaluated, the best first, the earlier of two alike."""
+        scores = {step: read_manifest(self.path(step)).score for step in steps}
+        found = [(-score, step) for step, score in scores.items() if score is not None]
+        return [step for _, step in sorted(found)]
+
+    def _on_first(self, work: Callable[[], None]) -> None:
+        """Work of rank 0 that all wait for, and whose failure all learn of.
+
+        Raises:
+            OSError: it failed, on whichever rank.
+        """
+        problem: list[str | None] = [None]
+        if dist.get_rank() == 0:
+            try:
+                work()
+            except Exception as error:
+                problem = [f"{type(error).__name__}: {error}"]
+        dist.broadcast_object_list(problem, src=0, group=self._group)
+        if problem[0]:
+            raise OSError(problem[0])
 
 
-def load_checkpoint(
-    path: Path,
-    model: DistributedModelParallel,
-    optimizers: Optimizers | None,
-    expected: CheckpointManifest,
-) -> CheckpointManifest:
-    """Load weights, and optimiser states where given, in place. Called on every rank.
-
-    Args:
-        path: a checkpoint folder.
-        model: sharded, of any plan and world size.
-        optimizers: None for evaluation.
-        expected: what this run would write; architecture and data must agree.
-
-    Raises:
-        UserError: the checkpoint is damaged or for another configuration or data; names the
-            first key that differs and both values.
-    """
-    manifest = read_manifest(path)
-    _require_same(path, manifest, expected)
-    damage = find_damage(path, manifest.files)
-    if damage:
-        raise UserError(
-            f"{path}: the checkpoint cannot be read: {damage}; choose another with "
-            "--checkpoint, or delete the folder to go on from the one before"
-        )
-    flat, _ = flatten_state_dict(_state(model, optimizers))
-    try:
-        stored = dcp.FileSystemReader(str(path)).read_metadata()
-        converted = other_layouts(flat, stored)
-        direct = {key: value for key, value in flat.items() if key not in converted}
-        dcp.load(direct, checkpoint_id=str(path))
-        load_converted(path, converted, flat, stored)
-    except (OSError, RuntimeError, ValueError, KeyError, EOFError) as error:
-        raise UserError(f"{path}: the checkpoint cannot be read: {error}") from error
-    except dcp.api.CheckpointException as error:
-        # The exception's own text is the tracebacks of all ranks.
-        cause = next((failure[0] for failure in error.failures.values()), error)
-        raise UserError(f"{path}: the checkpoint cannot be read: {cause}") from error
-    return manifest
-
-
-def read_manifest(path: Path) -> CheckpointManifest:
-    """Read a checkpoint's manifest.
-
-    Raises:
-        UserError: it is absent or not readable.
-    """
-    try:
-        return CheckpointManifest.model_validate(json.loads((path / MANIFEST).read_text()))
-    except FileNotFoundError:
-        raise UserError(f"{path}: not a complete checkpoint ({MANIFEST} is missing)") from None
-    except ValueError as error:
-        raise UserError(f"{path / MANIFEST}: not readable: {error}") from None
-
-
-def _state(model: DistributedModelParallel, optimizers: Optimizers | None) -> dict[str, Any]:
-    state: dict[str, Any] = {"model": model.state_dict()}
-    if optimizers is not None:
-        state["optimizers"] = optimizers.state()
-    return state
-
-
-def _require_same(path: Path, found: CheckpointManifest, expected: CheckpointManifest) -> None:
-    changed = first_difference(found.architecture, expected.architecture)
-    if changed:
-        raise UserError(
-            f"{path}: the checkpoint is for another model: {changed} in this configuration"
-        )
-    if found.data_fingerprint != expected.data_fingerprint:
-        raise UserError(
-            f"{path}: the checkpoint was made on other data (fingerprint "
-            f"{found.data_fingerprint[:12]}, this data has {expected.data_fingerprint[:12]})"
-        )
-    if found.semantics_fingerprint != expected.semantics_fingerprint:
-        raise UserError(
-            f"{path}: the checkpoint was made with other semantic ids (fingerprint "
-            f"{found.semantics_fingerprint[:12]}, this data has "
-            f"{expected.semantics_fingerprint[:12]}); fit them again with the same settings"
-        )
-
-
-def first_difference(there: dict[str, Any], here: dict[str, Any]) -> str:
-    """``"key.path = 1 there, 2"`` for the first key of two nested tables that differs, or ""."""
-    theirs, mine = flatten(there), flatten(here)
-    for key in sorted(mine.keys() | theirs.keys()):
-        if mine.get(key) != theirs.get(key):
-            return f"{key} = {theirs.get(key)!r} there, {mine.get(key)!r}"
-    return ""
-
-
-def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested tables as one table of dotted keys."""
-    if not isinstance(node, dict):
-        return {prefix: node}
-    flat: dict[str, Any] = {}
-    for key, value in node.items():
-        flat |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
-    return flat
+def _not_written(path: Path, cause: BaseException) -> UserError:
+    return UserError(
+        f"{path}: the checkpoint could not be written: {cause}; mend that (free space, "
+        "permissions), then go on from the one before with --resume"
+    )

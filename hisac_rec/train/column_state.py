@@ -20,6 +20,8 @@ from torch import Tensor
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
+from hisac_rec.train.location import reader
+
 Columns = Sequence[tuple[int, int]]
 """First column and width of every column shard, ascending."""
 
@@ -27,7 +29,7 @@ WEIGHT = re.compile(r"(?:\w+\.)*(?:embeddings|embedding_bags)\.\w+\.weight")
 
 
 def other_layouts(flat: Mapping[str, Any], stored: Metadata) -> list[str]:
-    """Keys whose one-dimensional state is stored for another number of column shards."""
+    """Keys whose one-dimensional state is stored for other column shards."""
     found = []
     for key, value in flat.items():
         there = stored.state_dict_metadata.get(key)
@@ -35,7 +37,7 @@ def other_layouts(flat: Mapping[str, Any], stored: Metadata) -> list[str]:
             isinstance(value, ShardedTensor)
             and isinstance(there, TensorStorageMetadata)
             and len(there.size) == len(value.size()) == 1
-            and there.size != value.size()
+            and _columns_there(stored, key, flat) != _columns_here(flat, key)
         ):
             found.append(key)
     return found
@@ -57,19 +59,12 @@ def load_converted(
     """
     for key in keys:
         target: ShardedTensor = flat[key]
-        weight = _weight_of(key, flat)
-        there = stored.state_dict_metadata[weight]
-        if not isinstance(there, TensorStorageMetadata):
-            raise ValueError(f"{weight} is not stored as a tensor")
-        rows = int(there.size[0])
-        before = _columns((chunk.offsets, chunk.sizes) for chunk in there.chunks)
-        now = _columns(
-            (one.shard_offsets, one.shard_sizes) for one in flat[weight].metadata().shards_metadata
-        )
+        rows = int(flat[_weight_of(key, flat)].size()[0])
+        before, now = _columns_there(stored, key, flat), _columns_here(flat, key)
         whole = torch.empty(stored.state_dict_metadata[key].size)  # type: ignore[union-attr]
         with warnings.catch_warnings():  # that it reads alone
             warnings.simplefilter("ignore")
-            dcp.load({key: whole}, checkpoint_id=str(path), no_dist=True)
+            dcp.load({key: whole}, storage_reader=reader(path), no_dist=True)
         shares = column_shares(before, now)
         for shard in target.local_shards():
             begin, length = shard.metadata.shard_offsets[0], shard.metadata.shard_sizes[0]
@@ -89,6 +84,19 @@ def column_shares(before: Columns, now: Columns) -> Tensor:
             common = min(begin + width, other + wide) - max(begin, other)
             shares[row, column] = max(0, common) / width
     return shares
+
+
+def _columns_there(stored: Metadata, key: str, flat: Mapping[str, Any]) -> Columns:
+    weight = _weight_of(key, flat)
+    there = stored.state_dict_metadata[weight]
+    if not isinstance(there, TensorStorageMetadata):
+        raise ValueError(f"{weight} is not stored as a tensor")
+    return _columns((chunk.offsets, chunk.sizes) for chunk in there.chunks)
+
+
+def _columns_here(flat: Mapping[str, Any], key: str) -> Columns:
+    shards = flat[_weight_of(key, flat)].metadata().shards_metadata
+    return _columns((shard.shard_offsets, shard.shard_sizes) for shard in shards)
 
 
 def _weight_of(key: str, flat: Mapping[str, Any]) -> str:

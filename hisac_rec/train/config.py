@@ -62,8 +62,13 @@ class TrainConfig(Strict):
     """Steps between log lines."""
     checkpoint_every: int = Field(default=0, ge=0)
     """Steps between checkpoints besides those after each evaluation; 0: none."""
+    checkpoint_async: bool = True
+    """Go on training while a checkpoint is written, from a copy of the state in main memory. Where
+    there is no room for the copy, training waits."""
     keep_checkpoints: int = Field(default=2, gt=0)
     """Newest checkpoints kept, besides the best."""
+    keep_best: int = Field(default=1, gt=0)
+    """Checkpoints kept of the best evaluations."""
 
     @model_validator(mode="after")
     def _whole_groups(self) -> TrainConfig:

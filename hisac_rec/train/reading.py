@@ -8,6 +8,7 @@ no rank has had. Either way each request is trained on once an epoch.
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -35,18 +36,19 @@ class Reading:
         if batch.num_candidates:  # a rank that has run out works on a request that is none
             self._since.add(batch.request_rows[:, 2].numpy())
 
-    def save(self, folder: Path) -> None:
-        """Write what all ranks have read. Called on every rank; the first one writes."""
+    def content(self) -> bytes:
+        """``reading.npz``: what all ranks have read. Called on every rank."""
         every: list[Consumed | None] = [None] * dist.get_world_size()
         dist.all_gather_object(every, self._since)
-        if dist.get_rank() == 0:
-            since = Consumed().union(one for one in every if one is not None)
-            # Differences are small and much alike: they compress to a byte or two.
-            np.savez_compressed(
-                folder / FILE,
-                before=np.diff(self.before.intervals.ravel(), prepend=0),
-                since=np.diff(since.intervals.ravel(), prepend=0),
-            )
+        since = Consumed().union(one for one in every if one is not None)
+        file = io.BytesIO()
+        # Differences are small and much alike: they compress to a byte or two.
+        np.savez_compressed(
+            file,
+            before=np.diff(self.before.intervals.ravel(), prepend=0),
+            since=np.diff(since.intervals.ravel(), prepend=0),
+        )
+        return file.getvalue()
 
     @classmethod
     def load(cls, folder: Path, *, dealt_anew: bool) -> Reading:
@@ -58,7 +60,7 @@ class Reading:
         """
         if not (folder / FILE).is_file():
             return cls()
-        with np.load(folder / FILE) as stored:
+        with np.load(io.BytesIO((folder / FILE).read_bytes())) as stored:
             before, since = (
                 Consumed(np.cumsum(stored[name]).reshape(-1, 2)) for name in ("before", "since")
             )

@@ -5,7 +5,7 @@
     config.toml           the resolved model file
     run.json              data, plan, versions, command
     plan.json             the sharding plan
-    checkpoints/          step-*/ and the pointer ``best``
+    checkpoints/          step-*/, unless run.json says that they lie elsewhere
     metrics.jsonl         one line per log line and evaluation
     tensorboard/          the same as curves
     predictions/<split>/  of ``evaluate``
@@ -25,8 +25,11 @@ from hisac_rec.data.contract import PreparedData
 from hisac_rec.errors import UserError
 from hisac_rec.planning.plan_io import Plan
 from hisac_rec.ranker.config import ModelConfig, load_model_config
-from hisac_rec.train.checkpoint import CheckpointManifest, Checkpoints, Position, first_difference
+from hisac_rec.train.checkpoint import Checkpoints, Keep
 from hisac_rec.train.job import Job
+from hisac_rec.train.location import locate
+from hisac_rec.train.manifest import CheckpointManifest, Position, first_difference
+from hisac_rec.train.reading import FILE, Reading
 
 STACK = ("torch", "torchrec", "fbgemm-gpu-cpu", "fbgemm-gpu", "torchx", "pyarrow", "duckdb")
 
@@ -48,6 +51,8 @@ class RunInfo(Strict):
     """Installed versions."""
     command: list[str]
     """Command line that made the run."""
+    checkpoints: str = ""
+    """URL of its checkpoints; empty where they lie in the run folder."""
 
 
 class RunFolder:
@@ -55,19 +60,31 @@ class RunFolder:
 
     Args:
         root: the folder.
+        checkpoints: where its checkpoints lie; None: where ``run.json`` says, or in the folder.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, checkpoints: str | None = None) -> None:
         self.root = root
+        self._checkpoints = checkpoints
 
     @property
     def plan(self) -> Path:
         """The sharding plan it was trained with."""
         return self.root / "plan.json"
 
-    def checkpoints(self, keep: int = 2) -> Checkpoints:
-        """Its checkpoints."""
-        return Checkpoints(self.root / "checkpoints", keep)
+    def exists(self) -> bool:
+        """Whether there is a run here."""
+        return (self.root / "config.toml").is_file()
+
+    def checkpoints(self, keep: Keep | None = None, per_host: int | None = None) -> Checkpoints:
+        """Its checkpoints; for the arguments see there."""
+        return Checkpoints(self._checkpoint_folder(), keep, per_host)
+
+    def _checkpoint_folder(self) -> Path:
+        elsewhere = self._checkpoints
+        if elsewhere is None and (self.root / "run.json").is_file():
+            elsewhere = self.info().checkpoints
+        return locate(elsewhere) if elsewhere else self.root / "checkpoints"
 
     def predictions(self, split: str) -> Path:
         """Folder of the predictions of one split."""
@@ -79,14 +96,20 @@ class RunFolder:
         Raises:
             UserError: the folder is taken, or holds nothing to resume, or a run of another model.
         """
-        exists = (self.root / "config.toml").is_file()
+        exists = self.exists()
         if exists and not resume:
             raise UserError(
                 f"{self.root}: holds a run already; choose another --out, or go on with --resume"
             )
-        if resume and not exists:
+        steps = [] if exists else self.checkpoints().steps()
+        if steps and not resume:
+            raise UserError(
+                f"{self._checkpoint_folder()}: holds checkpoints already; choose another place, "
+                "or go on with --resume"
+            )
+        if resume and not exists and not steps:
             raise UserError(f"{self.root}: no run to resume there")
-        if resume:
+        if resume and exists:
             before, now = self.config(), job.config
             changed = first_difference(
                 before.model_copy(update={"train": now.train, "loader": now.loader}).model_dump(),
@@ -110,6 +133,7 @@ class RunFolder:
             device=device,
             versions=stack_versions(),
             command=sys.argv,
+            checkpoints=self._checkpoints or "",
         )
         (self.root / "config.toml").write_text(dump_toml(job.config))
         (self.root / "run.json").write_text(info.model_dump_json(indent=1))
@@ -163,6 +187,7 @@ def checkpoint_manifest(
     position: Position,
     metrics: dict[str, float],
     best: dict[str, float],
+    score: float | None = None,
 ) -> CheckpointManifest:
     """What a checkpoint of this job says about itself."""
     config = job.config.model_dump(mode="json")
@@ -182,4 +207,12 @@ def checkpoint_manifest(
         semantics_fingerprint=job.semantics.fingerprint if job.semantics else "",
         metrics=metrics,
         best=best,
+        score=score,
+        versions=stack_versions(),
     )
+
+
+def checkpoint_files(job: Job, plan: Plan | None, reading: Reading) -> dict[str, bytes]:
+    """What lies beside the tensors of a checkpoint, by name. Called on every rank."""
+    files = {FILE: reading.content(), "config.toml": dump_toml(job.config).encode()}
+    return files if plan is None else files | {"plan.json": plan.to_json().encode()}

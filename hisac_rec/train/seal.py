@@ -8,6 +8,7 @@ need anyway.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,14 +26,21 @@ class Seal(Strict):
     sha256: str
 
 
-def seal_files(folder: Path) -> dict[str, Seal]:
+def seal_files(folder: Path, group: dist.ProcessGroup | None = None) -> dict[str, Seal]:
     """Name -> seal of every file of a folder, the same on all ranks. O(bytes / ranks) read.
 
     Called on every rank, after all of them have written.
+
+    Raises:
+        OSError: some rank could not read a file; on all ranks.
     """
-    mine = {path.name: _seal(path) for path in _share(sorted(folder.iterdir()))}
+
+    def mine() -> dict[str, Seal]:
+        files = sorted(folder.iterdir(), key=lambda path: path.name)
+        return {path.name: _seal(path) for path in _share(files)}
+
     seals: dict[str, Seal] = {}
-    for part in _gathered(mine):
+    for part in _of_all(mine, group):
         seals |= part
     return dict(sorted(seals.items()))
 
@@ -42,8 +50,11 @@ def find_damage(folder: Path, seals: dict[str, Seal]) -> str:
 
     Called on every rank. O(bytes / ranks) read.
     """
-    found = [_damage(folder / name, seals[name]) for name in _share(list(seals))]
-    return next((problem for part in _gathered(found) for problem in part if problem), "")
+
+    def mine() -> list[str]:
+        return [_damage(folder / name, seals[name]) for name in _share(list(seals))]
+
+    return next((problem for part in _of_all(mine) for problem in part if problem), "")
 
 
 def _seal(path: Path) -> Seal:
@@ -67,7 +78,16 @@ def _share(files: list[T]) -> list[T]:
     return files[dist.get_rank() :: dist.get_world_size()]
 
 
-def _gathered(mine: T) -> list[T]:
-    every: list[T | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(every, mine)
-    return [part for part in every if part is not None]
+def _of_all(work: Callable[[], T], group: dist.ProcessGroup | None = None) -> list[T]:
+    """What each rank has made of its share; no rank waits for one that has failed."""
+    mine: tuple[T | None, str] = (None, "")
+    try:
+        mine = (work(), "")
+    except OSError as error:
+        mine = (None, f"rank {dist.get_rank()}: {error}")
+    every: list[tuple[T | None, str]] = [mine] * dist.get_world_size()
+    dist.all_gather_object(every, mine, group=group)
+    for _, problem in every:
+        if problem:
+            raise OSError(problem)
+    return [part for part, _ in every if part is not None]

@@ -17,8 +17,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from hisac_rec.planning.config import PlannerConfig
+from hisac_rec.planning.plan_io import Plan
 from hisac_rec.progress import progress
-from hisac_rec.train.checkpoint import Position, load_checkpoint
+from hisac_rec.train.checkpoint import Keep, Position, load_checkpoint
 from hisac_rec.train.coverage import Coverage
 from hisac_rec.train.distributed import Ranks
 from hisac_rec.train.feed import Fed
@@ -28,7 +29,8 @@ from hisac_rec.train.optim import Optimizers
 from hisac_rec.train.pipeline import Batches, make_pipeline, predict, steps
 from hisac_rec.train.profiling import StepProfiler
 from hisac_rec.train.reading import Reading
-from hisac_rec.train.run import RunFolder, checkpoint_manifest
+from hisac_rec.train.restore import whole_state
+from hisac_rec.train.run import RunFolder, checkpoint_files, checkpoint_manifest
 from hisac_rec.train.validation import validate
 from hisac_rec.train.window import Window, log_line
 
@@ -47,6 +49,7 @@ def train(
     resume: bool = False,
     watcher: Watcher | None = None,
     profiled: bool = False,
+    checkpoints: str | None = None,
 ) -> dict[str, float]:
     """Train a model and leave a run folder behind. Called on every rank.
 
@@ -60,6 +63,7 @@ def train(
         watcher: called on every rank after each evaluation and its checkpoint; what it raises,
             on all ranks alike, ends the training there.
         profiled: record some steps, see :mod:`hisac_rec.train.profiling`.
+        checkpoints: path or URL where checkpoints lie; None: in ``out``.
 
     Returns:
         The best validation metrics.
@@ -68,21 +72,23 @@ def train(
         UserError: ``out`` is taken, nothing to resume, plan or checkpoint do not fit, or the
             loss is no longer finite (naming step and rows).
     """
-    folder = RunFolder(out)
+    folder = RunFolder(out, checkpoints)
     folder.require(job, resume=resume)
     sharding = resolve_plan(job, ranks, plan)
     model = shard(job, sharding, ranks)
     optimizers = Optimizers(model, job.config.train)
     trainer = Trainer(job, ranks, folder, model, optimizers, watcher)
+    trainer.plan = sharding
     # A job that died before its first checkpoint left none: it starts again.
-    if resume and trainer.checkpoints.steps():
+    goes_on = resume and bool(trainer.checkpoints.steps())
+    if goes_on:
         trainer.resume()
-    elif ranks.first:
+    if ranks.first and not (goes_on and folder.exists()):
         folder.create(job, sharding, world_size=ranks.world_size, device=ranks.device.type)
     dist.barrier()
     recorder = StepProfiler(folder.root, ranks) if profiled else None
     try:
-        with recorder or nullcontext():
+        with trainer.checkpoints, recorder or nullcontext():
             trainer.after_step = recorder.step if recorder else trainer.after_step
             return trainer.run()
     finally:
@@ -105,11 +111,16 @@ class Trainer:
         self.config = job.config.train
         self.model, self.optimizers, self.watcher = model, optimizers, watcher
         self.batches = Batches(job, ranks)
-        self.checkpoints = folder.checkpoints(self.config.keep_checkpoints)
+        self.plan: Plan | None = None
+        self.checkpoints = folder.checkpoints(
+            Keep(self.config.keep_checkpoints, self.config.keep_best),
+            per_host=ranks.per_host if self.config.checkpoint_async else None,
+        )
         self.position = Position()
         self.reading = Reading()
         self.metrics: dict[str, float] = {}
         self.best: dict[str, float] = {}
+        self.scored: tuple[int, float] | None = None
         self.coverage = Coverage(job.spec)
         self.window = Window(ranks, self.coverage)
         self.after_step: Callable[[], None] = lambda: None
@@ -122,6 +133,7 @@ class Trainer:
         self._metrics_log = MetricsLog(self.folder.root, self.ranks.first)
         while self.position.epoch < self.config.epochs and not self._is_over():
             self._epoch()
+        self.checkpoints.wait()
         return self.metrics_of_best()
 
     def _epoch(self) -> None:
@@ -137,6 +149,7 @@ class Trainer:
             advance(self.position.candidates)
             for fed, loss, _ in steps(pipeline, feeder):
                 self._count(fed, loss)
+                self.checkpoints.check()
                 self.after_step()
                 advance(fed.candidates)
                 evaluate = self._is_due(self.config.eval_every)
@@ -152,7 +165,7 @@ class Trainer:
                     if self._should_stop():
                         break
                 elif save:
-                    self._save(is_best=False)
+                    self._save()
                 if self._is_spent():
                     break
         pipeline.detach()
@@ -168,7 +181,7 @@ class Trainer:
         if evaluated != self.position.step:
             self._evaluate()
         else:  # evaluated at the epoch's last step: only the position is new
-            self._save(is_best=False)
+            self._save()
 
     def _count(self, fed: Fed, loss: Tensor) -> None:
         at = self.position
@@ -216,6 +229,7 @@ class Trainer:
         self.metrics = validate(predict(self.model, self.optimizers, self.ranks, feeder))
         value = self.metrics[self.config.metric]
         better = -value if self.config.metric == "logloss" else value
+        self.scored = (self.position.step, better)
         improved = not self.best or better > self.best["better"]
         if improved:
             self.best = {"better": better, "since": 0.0} | self.metrics
@@ -231,16 +245,23 @@ class Trainer:
             time.perf_counter() - started,
         )
         self._write("valid", self.metrics)
-        self._save(is_best=improved)
+        self._save()
         if self.watcher is not None:
             self.watcher(self.position, self.metrics)
         self.window.restart()
 
-    def _save(self, *, is_best: bool) -> None:
+    def _save(self) -> None:
+        """Begin a checkpoint of this step; what is written is the state as it is now."""
+        ranks, plan, scored = self.ranks, self.plan, self.scored
+        score = scored[1] if scored and scored[0] == self.position.step else None
         manifest = checkpoint_manifest(
-            self.job, self.ranks.world_size, self.position, self.metrics, self.best
+            self.job, ranks.world_size, self.position, self.metrics, self.best, score
         )
-        self.checkpoints.save(self.model, self.optimizers, manifest, self.reading, is_best=is_best)
+        self.checkpoints.save(
+            whole_state(self.model, self.optimizers),
+            manifest,
+            checkpoint_files(self.job, plan, self.reading),
+        )
 
     def _should_stop(self) -> bool:
         return bool(

@@ -46,6 +46,7 @@ HOSTS = {1: 1, 2: 1, 3: 1, 4: 2}
 NARROWEST = {1: 4, 2: 8, 3: 4, 4: 8}
 """Ranks -> least width of a column shard: rows of 12 are cut into 4, 4, 4 or 8, 4."""
 CONFIG = (
+    'inputs.user=["id"]',
     "tables.dim=12",
     # Bags have a table-row-wise form.
     "tables.pool=true",

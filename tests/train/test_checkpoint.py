@@ -7,10 +7,13 @@ import shutil
 from pathlib import Path
 
 import pytest
-from training import one_process, predict_run, small_config, train_run
+import torch.distributed.checkpoint as dcp
+from training import logged, one_process, predict_run, small_config, train_run
 
 from hisac_rec.data.contract import PreparedData
 from hisac_rec.errors import UserError
+from hisac_rec.planning.plan_io import load_plan
+from hisac_rec.ranker.config import load_model_config
 from hisac_rec.train.checkpoint import MANIFEST, Checkpoints, first_difference, read_manifest
 from hisac_rec.train.evaluate import write_predictions
 from hisac_rec.train.run import RunFolder
@@ -106,6 +109,40 @@ def test_a_checkpoint_of_other_data(run: RunFolder, small_data: PreparedData) ->
         manifest.write_text(json.dumps(content | {key: "0123456789abcdef"}))
         with pytest.raises(UserError, match=rf"{message} \(fingerprint 0123456789ab, this data"):
             predict_run(run.root, small_data)
+
+
+def test_a_checkpoint_tells_all_of_its_training(trained: Path, small_data: PreparedData) -> None:
+    """What is needed to go on from it, and to know what it is, lies in its folder, sealed."""
+    run = RunFolder(trained)
+    path = run.checkpoints().find("10")
+    manifest = read_manifest(path)
+    assert manifest.position.step == 10
+    assert {"torch", "torchrec"} <= manifest.versions.keys()
+    assert manifest.data_fingerprint == small_data.manifest.fingerprint
+    assert load_model_config(path / "config.toml") == run.config()
+    assert load_plan(path / "plan.json") == load_plan(run.plan)
+    assert {"config.toml", "plan.json", "reading.npz", ".metadata"} < manifest.files.keys()
+    stored = dcp.FileSystemReader(str(path)).read_metadata().state_dict_metadata
+    kinds = {key.rsplit(".", 1)[-1] if "optim" in key else key.split(".")[0] for key in stored}
+    assert {"model", "random", "momentum1", "exp_avg", "exp_avg_sq", "step"} <= kinds
+
+
+def test_the_best_checkpoints_are_kept(small_data: PreparedData, tmp_path: Path) -> None:
+    config = small_config(
+        "train.epochs=3",
+        "train.eval_every=5",
+        "train.early_stop=0",
+        "train.keep_best=3",
+        "train.keep_checkpoints=1",
+    )
+    train_run(config, small_data, tmp_path / "run")
+    values = logged(tmp_path / "run", "valid", "auc")
+    best = sorted(values, key=lambda step: (-values[step], step))[:3]
+    checkpoints = RunFolder(tmp_path / "run").checkpoints()
+    assert checkpoints.steps() == sorted({*best, max(values)})
+    assert checkpoints.find("best") == checkpoints.path(best[0])
+    scores = [read_manifest(checkpoints.path(step)).score for step in best]
+    assert scores == [values[step] for step in best]
 
 
 def test_learning_rates_may_differ(trained: Path, small_data: PreparedData) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch.distributed.checkpoint as dcp
 from builders import random_rows, write_prepared
 from training import (
     WHOLE_EPOCH_A_STEP,
@@ -75,7 +76,10 @@ def test_initial_rows_do_not_depend_on_the_sharding(results: Results, sharding: 
 def test_every_sharding_trains(results: Results, sharding: str) -> None:
     run = RunFolder(results.out / sharding)
     assert {table.sharding_type for *_, table in load_plan(run.plan).tables()} == {sharding}
-    assert read_manifest(run.checkpoints().find("last")).world_size == 2
+    path = run.checkpoints().find("last")
+    assert read_manifest(path).world_size == 2
+    stored = dcp.FileSystemReader(str(path)).read_metadata().state_dict_metadata
+    assert {"random.0.cpu", "random.1.cpu"} <= stored.keys()
     losses = list(logged(run.root, "train", "loss").values())
     assert np.mean(losses[-10:]) < np.mean(losses[:10]) - 0.01
 

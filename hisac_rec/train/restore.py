@@ -1,0 +1,93 @@
+"""Loading a checkpoint into a sharded model, of any plan and any number of ranks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint._nested_dict import flatten_state_dict
+from torchrec.distributed.model_parallel import DistributedModelParallel
+
+from hisac_rec.errors import UserError
+from hisac_rec.train.column_state import load_converted, other_layouts
+from hisac_rec.train.location import reader
+from hisac_rec.train.manifest import CheckpointManifest, read_manifest, require_same
+from hisac_rec.train.optim import Optimizers
+from hisac_rec.train.random_state import current_random_state, load_random_state
+from hisac_rec.train.seal import find_damage
+
+
+def flat_state(model: DistributedModelParallel, optimizers: Optimizers | None) -> dict[str, Any]:
+    """Dotted name -> tensor of all that training changes; the tensors are the model's own.
+
+    Args:
+        model: sharded.
+        optimizers: None for the weights alone.
+    """
+    state: dict[str, Any] = {"model": model.state_dict()}
+    if optimizers is not None:
+        state["optimizers"] = optimizers.state()
+    return flatten_state_dict(state)[0]
+
+
+def whole_state(model: DistributedModelParallel, optimizers: Optimizers) -> dict[str, Any]:
+    """:func:`flat_state` and this rank's random state: what a checkpoint holds."""
+    return flat_state(model, optimizers) | current_random_state()
+
+
+def load_checkpoint(
+    path: Path,
+    model: DistributedModelParallel,
+    optimizers: Optimizers | None,
+    expected: CheckpointManifest,
+) -> CheckpointManifest:
+    """Load weights, and optimiser and random states where given, in place. Called on every rank.
+
+    Args:
+        path: a checkpoint folder.
+        model: sharded, of any plan and world size.
+        optimizers: None for evaluation.
+        expected: what this run would write; architecture and data must agree.
+
+    Raises:
+        UserError: the checkpoint is damaged or for another configuration or data; names the
+            first key that differs and both values.
+    """
+    manifest = read_manifest(path)
+    require_same(path, manifest, expected)
+    require_whole(path, manifest)
+    flat = flat_state(model, optimizers)
+    try:
+        stored = reader(path).read_metadata()
+        converted = other_layouts(flat, stored)
+        direct = {key: value for key, value in flat.items() if key not in converted}
+        dcp.load(direct, storage_reader=reader(path))
+        load_converted(path, converted, flat, stored)
+        if optimizers is not None:
+            load_random_state(path, stored, manifest)
+    except (OSError, RuntimeError, ValueError, KeyError, EOFError) as error:
+        raise _unreadable(path, error) from error
+    except dcp.api.CheckpointException as error:
+        # The exception's own text is the tracebacks of all ranks.
+        cause = next((failure[0] for failure in error.failures.values()), error)
+        raise _unreadable(path, cause) from error
+    return manifest
+
+
+def require_whole(path: Path, manifest: CheckpointManifest) -> None:
+    """Check every file against its seal. Called on every rank.
+
+    Raises:
+        UserError: names the file that is damaged.
+    """
+    damage = find_damage(path, manifest.files)
+    if damage:
+        raise UserError(
+            f"{path}: the checkpoint cannot be read: {damage}; choose another with "
+            "--checkpoint, or delete the folder to go on from the one before"
+        )
+
+
+def _unreadable(path: Path, cause: BaseException) -> UserError:
+    return UserError(f"{path}: the checkpoint cannot be read: {cause}")
