@@ -102,6 +102,11 @@ def check_shards(table: ModelTable, planned: TablePlan, world_size: int, source:
             raise UserError(
                 f"{where} hold some values more than once and others not at all; {hand}"
             )
+        if planned.sharding_type == ShardingType.ROW_WISE.value and not _even(planned, world_size):
+            raise UserError(
+                f"{where} are not equal blocks of rows in the order of ranks, which is where "
+                f"TorchRec looks for them; {hand}"
+            )
     width = BYTES_PER_VALUE[table.dtype]
     for shard in planned.shards:
         rows, columns = shard.size
@@ -113,6 +118,13 @@ def check_shards(table: ModelTable, planned: TablePlan, world_size: int, source:
                 f"{shard.weight_bytes:,} and {shard.state_bytes:,}; plan again: the optimiser or "
                 "the type of the table is another one"
             )
+
+
+def _even(planned: TablePlan, world_size: int) -> bool:
+    """Whether shard r is the r-th block of rows, on rank r."""
+    block = -(-planned.rows // world_size)
+    wanted = [(r, min(r * block, planned.rows)) for r in range(world_size)]
+    return [(shard.rank, shard.offset[0]) for shard in planned.shards] == wanted
 
 
 def _tiles(shards: list[Shard], rows: int, columns: int) -> bool:

@@ -36,8 +36,8 @@ class TopologyConfig(Strict):
     ddr_gib: PositiveFloat = 128.0
     """Main memory of one machine, GiB; its ranks share it evenly."""
     other_hosts: list[OtherHosts] = []
-    """Machines with more or less memory than the rest. Row-wise shards are then cut in
-    proportion to the memory of the ranks."""
+    """Machines with more or less memory than the rest. Row-wise shards stay equal, so the least
+    memory bounds them; other shards go where there is room."""
     intra_host_bandwidth: PositiveFloat = 600.0
     """Between two devices of one machine, GB/s, one direction."""
     inter_host_bandwidth: PositiveFloat = 12.5

@@ -36,11 +36,25 @@ PIPELINES = {
 
 
 class OrderedEnumerator(EmbeddingEnumerator):
-    """TorchRec's enumerator in a fixed order.
+    """TorchRec's enumerator in a fixed order, with row-wise shards of equal size.
 
     The original lists options in the order of Python string sets, which differs between
     processes, and the order decides between options of equal cost: ranks would disagree.
+
+    Where ranks differ in memory it cuts rows in proportion to it, but in training ids are sent to
+    ranks as if all shards were equal (TorchRec 1.8, ``RwSparseFeaturesDist``; only inference knows
+    better): rows of other ids would be looked up, without an error.
     """
+
+    def __init__(
+        self,
+        topology: Topology,
+        batch_size: int,
+        constraints: dict[str, ParameterConstraints],
+        estimator: list[ShardEstimator],
+    ) -> None:
+        super().__init__(topology, batch_size, constraints, estimator)
+        self._device_memory_sizes = None
 
     def enumerate(self, module: nn.Module, sharders: Sharders) -> list[ShardingOption]:
         """Every way to shard every table under the constraints."""
@@ -100,9 +114,7 @@ def make_enumerator(
         run_embedding_at_peak_memory=config.at_peak,
     )
     performance = _performance(config.performance, topology, constraints)
-    return OrderedEnumerator(
-        topology, requests_per_rank, constraints=constraints, estimator=[performance, storage]
-    )
+    return OrderedEnumerator(topology, requests_per_rank, constraints, [performance, storage])
 
 
 def _performance(

@@ -24,6 +24,7 @@ from hisac_rec.ranker.ranker import Ranker
 from hisac_rec.semantic.store import Semantics
 from hisac_rec.train.distributed import Ranks
 from hisac_rec.train.footprint import footprint_of
+from hisac_rec.train.kernels import compare_with_plan
 from hisac_rec.train.optim import attach_sparse_optimizer
 from hisac_rec.train.tables import fill_tables
 
@@ -216,4 +217,5 @@ def shard(job: Job, plan: Plan, ranks: Ranks) -> DistributedModelParallel:
             scale=job.config.tables.init_scale,
             vectors=job.semantics.vectors if job.semantics else None,
         )
+    compare_with_plan(plan, model, ranks)
     return model

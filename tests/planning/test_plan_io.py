@@ -126,6 +126,18 @@ def test_shards_that_were_changed_are_named(plan_small, small, key, value, messa
         check_plan(plan, small["SmallModel"]("meta"))
 
 
+def test_row_wise_shards_must_be_equal(plan_small, small):
+    """TorchRec looks rows up as if they were."""
+
+    def uneven(shards: list) -> None:
+        shards[0].update(size=[60, 16], weight_bytes=60 * 64)
+        shards[1].update(size=[41, 16], offset=[60, 0], weight_bytes=41 * 64)
+
+    plan = edited(plan_small("2xcpu", only("row_wise")), uneven)
+    with pytest.raises(UserError, match="not equal blocks of rows in the order of ranks"):
+        check_plan(plan, small["SmallModel"]("meta"))
+
+
 def test_column_shards_may_not_overlap(plan_small, small):
     plan = edited(
         plan_small("2xcpu", only("column_wise")), lambda shards: shards[1].update(offset=[0, 4])

@@ -214,17 +214,18 @@ def test_an_estimator_of_ones_own() -> None:
             planned(f'estimates.performance="{name}"')
 
 
-def test_hosts_of_other_sizes_hold_other_shares() -> None:
-    plan = planned(
-        GPU,
-        "topology.hosts=2",
-        "topology.devices_per_host=2",
-        "topology.other_hosts=[{hosts = [1], hbm_gib = 39.5}]",
-    )
-    rows = [shard.size[0] for shard in item(plan).shards]
-    assert rows[0] == rows[1] == pytest.approx(ROWS / 3, rel=0.01)
-    assert rows[2] == pytest.approx(ROWS / 6, rel=0.01)
-    assert sum(rows) == ROWS
+def test_hosts_of_other_sizes() -> None:
+    """Row-wise shards are equal and must fit the smallest; whole tables go where there is room."""
+    hosts = ("topology.hosts=2", "topology.devices_per_host=1")
+    fits = "topology.other_hosts=[{hosts = [0], hbm_gib = 3}]"
+    rows = [shard.size[0] for shard in item(planned(GPU, *hosts, fits)).shards]
+    assert rows == [ROWS // 2] * 2
+    fused = 'defaults.compute_kernels=["fused"]'
+    less = "topology.other_hosts=[{hosts = [0], hbm_gib = 1}]"
+    with pytest.raises(UserError, match="no sharding plan"):
+        planned(GPU, *hosts, less, fused)
+    whole = planned('defaults.sharding_types=["table_wise"]', *hosts, less, fused)
+    assert item(whole).ranks == [1]
 
 
 def test_what_is_not_a_table_takes_memory_away() -> None:
