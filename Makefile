@@ -12,7 +12,7 @@ DEV := $(VENV)/.installed-dev
 INSTALL := $(BIN)/python requirements/install.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo bench test test-slow lint format types docs wheel install clean
+.PHONY: help demo bench test test-slow hosts lint format types docs wheel install clean
 
 help: ## say what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -27,6 +27,9 @@ test: lint types ## style, types, tests with coverage: what CI runs
 
 test-slow: $(DEV) ## the tests that take minutes
 	$(BIN)/pytest -m slow
+
+hosts: $(DEV) ## train on several hosts, in network namespaces of this machine; needs root
+	$(BIN)/pytest -m hosts -rs
 
 bench: $(RUNTIME) ## measure the speed of everything, some minutes: docs/results/speed.md
 	$(BIN)/python -m benchmarks.bench

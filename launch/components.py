@@ -279,16 +279,23 @@ def _hisac_torchrun(image: str, j: str, rdzv_port: int, command: List[str], unqu
 
     ``unquoted`` is shell code whose output is one more argument of the command.
     """
-    _, hosts, processes, nodes = parse_nnodes(j)
+    fewest, hosts, processes, nodes = parse_nnodes(j)
     # Schedulers tell hosts the first one's name in an environment variable whose name the
     # macro stands for; $$ is torchx's way to write $. One host alone takes any free port.
-    host = f"$${{{macros.rank0_env}:=localhost}}"
-    endpoint = "localhost:0" if hosts == 1 else f"{host}:{rdzv_port}"
+    first = f"$${{{macros.rank0_env}:=localhost}}"
+    if hosts == 1:
+        meet = ["--nnodes", "1", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
+    elif fewest == hosts:
+        # Not c10d: its agents ask the first host how many wait to join, and where that host is
+        # cut off they hang after their processes have long ended (docs/launching.md).
+        meet = ["--nnodes", nodes, "--node-rank", macros.replica_id]
+        meet += ["--master-addr", first, "--master-port", str(rdzv_port)]
+    else:
+        meet = ["--nnodes", nodes, "--rdzv-backend", "c10d"]
+        meet += ["--rdzv-endpoint", f"{first}:{rdzv_port}", "--rdzv-id", f"'{macros.app_id}'"]
     launcher = [
-        *(_hisac_quote(_hisac_python(image)), "-m", "torch.distributed.run"),
-        *("--nnodes", nodes, "--nproc-per-node", str(processes)),
-        *("--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint),
-        *("--rdzv-id", f"'{macros.app_id}'", "--tee", "3", "--role", "''"),
+        *(_hisac_quote(_hisac_python(image)), "-m", "torch.distributed.run", *meet),
+        *("--nproc-per-node", str(processes), "--tee", "3", "--role", "''"),
         *("-m", "hisac_rec", *map(_hisac_quote, command)),
     ]
     # torchx replaces ${app_id} and the like by str.Template; other $ must be doubled.

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from hisac_rec.train.host_memory import keep_freed_memory
+from hisac_rec.train.hosts import check_own_address
 
 TIMEOUT = timedelta(minutes=10)
 """A collective that waits longer than this for a rank fails on all others."""
@@ -62,6 +63,8 @@ def process_group() -> Iterator[Ranks]:
         backend = "gloo"
         keep_freed_memory()
     if launched:
+        if os.environ.get("LOCAL_WORLD_SIZE") != os.environ["WORLD_SIZE"]:
+            check_own_address()
         dist.init_process_group(backend, timeout=TIMEOUT)
     else:
         dist.init_process_group(

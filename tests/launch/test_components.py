@@ -80,16 +80,30 @@ def test_slurm_gets_one_task_per_host_with_its_resources_and_the_command():
     assert "TORCHX_MAX_RETRIES=0" in script
     shells = re.findall(r"bash -c (.*?)(?: :\\)?\n", script)
     assert len(shells) == 2
-    for shell in shells:
+    for number, shell in enumerate(shells):
         (line,) = shlex.split(shell)
         words = shlex.split(line)
         assert is_this_python(words[1])
         assert words[2:4] == ["-m", "torch.distributed.run"]
         assert after(words, "--nnodes") == "2"
         assert after(words, "--nproc-per-node") == "4"
+        assert after(words, "--node-rank") == str(number)
+        assert after(words, "--master-addr") == "${SLURM_JOB_NODELIST_HET_GROUP_0:=localhost}"
+        assert after(words, "--master-port") == "29500"
+        assert words[-len(COMMAND) :] == COMMAND
+
+
+def test_a_varying_number_of_hosts_meets_where_agents_can_join_later():
+    arguments = ("--model", "hisac", "--data", "d", "--out", "/runs/x", "-j", "2:4x8")
+    script = dry_run("slurm", "train", *arguments)
+    shells = re.findall(r"bash -c (.*?)(?: :\\)?\n", script)
+    assert len(shells) == 4
+    for shell in shells:
+        words = shlex.split(shlex.split(shell)[0])
+        assert after(words, "--nnodes") == "2:4"
+        assert after(words, "--rdzv-backend") == "c10d"
         endpoint = after(words, "--rdzv-endpoint")
         assert endpoint == "${SLURM_JOB_NODELIST_HET_GROUP_0:=localhost}:29500"
-        assert words[-len(COMMAND) :] == COMMAND
 
 
 def test_a_retried_slurm_job_goes_on_from_its_checkpoint(tmp_path: Path):
@@ -134,7 +148,8 @@ def test_kubernetes_gets_the_image_the_command_and_the_resources():
         assert container["command"][:2] == ["bash", "-c"]
         words = shlex.split(container["command"][2].split(" $(test")[0])
         assert words[:4] == ["exec", "python", "-m", "torch.distributed.run"]
-        assert after(words, "--rdzv-endpoint") == f"${{{host}:=localhost}}:29500"
+        assert after(words, "--node-rank") == task["name"].removeprefix("train-")
+        assert after(words, "--master-addr") == f"${{{host}:=localhost}}"
         assert words[-len(COMMAND) :] == COMMAND
         assert container["resources"]["limits"] == {
             "cpu": "48000m",

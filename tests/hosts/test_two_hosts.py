@@ -1,0 +1,202 @@
+"""Training on two hosts that the network joins: equal results, a wrong name.
+
+Each host runs the shell line that ``launch/components.py`` makes for a scheduler, as SLURM
+would start it: with the first host's name in a variable of its environment. Both see the run
+folder at the same path, as on shared storage.
+"""
+
+from __future__ import annotations
+
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import torchx.specs as specs
+from host_network import Network, NotPermittedError, remove_leftovers
+from training import logged, small_config, torchrun
+
+from hisac_rec.config import dump_toml
+from hisac_rec.data.contract import PreparedData
+
+pytestmark = [pytest.mark.hosts, pytest.mark.distributed]
+
+ROOT = Path(__file__).resolve().parents[2]
+FIRST = "SLURM_JOB_NODELIST_HET_GROUP_0"
+"""Where SLURM tells the name of the first host."""
+
+
+@pytest.fixture
+def network(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Network]:
+    """Two hosts; skips the test where they cannot be made."""
+    try:
+        with Network(2, tmp_path, getattr(request, "param", None)) as network:
+            yield network
+    except NotPermittedError as error:
+        pytest.skip(f"no network namespaces here (root with CAP_NET_ADMIN and iproute2): {error}")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small model for two epochs of about 28 steps, a checkpoint every 5 steps."""
+    config = small_config(
+        "train.epochs=2", "train.early_stop=0", "train.checkpoint_every=5", "train.log_every=1"
+    )
+    file = tmp_path_factory.mktemp("model") / "small.toml"
+    file.write_text(dump_toml(config))
+    return file
+
+
+class TrainingJob:
+    """``train`` of ``launch/components.py`` on two hosts.
+
+    Args:
+        network: the hosts.
+        model: model file.
+        data: prepared data.
+        out: run folder.
+        per_host: processes a host.
+        settings: ``--set`` of ``hisac-rec train``.
+        env: environment variables, as ``--env`` of torchx sets them.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        model: Path,
+        data: PreparedData,
+        out: Path,
+        per_host: int,
+        *settings: str,
+        env: dict[str, str] | None = None,
+    ) -> None:
+        self.network, self.out = network, out
+        passed = [word for setting in settings for word in ("--set", setting)]
+        component = runpy.run_path(str(ROOT / "launch" / "components.py"))["train"]
+        hosts = len(network.names)
+        app = component(
+            *passed,
+            model=str(model),
+            data=str(data.root),
+            out=str(out),
+            j=f"{hosts}x{per_host}",
+            max_retries=1,
+            env=env,
+        )
+        (self.role,) = app.roles
+        self.tries = 0
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(self) -> None:
+        """Start it on every host, as a scheduler does at first and at each retry."""
+        self.tries += 1
+        for index, host in enumerate(self.network.names):
+            values = specs.macros.Values(
+                img_root="", app_id="job", replica_id=str(index), rank0_env=FIRST
+            )
+            role = values.apply(self.role)
+            env = os.environ | {"OMP_NUM_THREADS": "1", FIRST: self.network.names[0]} | role.env
+            self.processes[host] = self.network.start(
+                host, [role.entrypoint, *role.args], self.log(host), env
+            )
+
+    def log(self, host: str) -> Path:
+        """What the host has said at the current try."""
+        return self.network.folder / f"{self.out.name}-{host}-{self.tries}.log"
+
+    def said(self, host: str) -> str:
+        """The same, as text."""
+        return self.log(host).read_text(errors="replace")
+
+    def end(self, seconds: float) -> dict[str, int]:
+        """Exit codes by host; fails where a host goes on longer than that."""
+        until = time.monotonic() + seconds
+        codes = {}
+        for host, process in self.processes.items():
+            try:
+                codes[host] = process.wait(timeout=max(0.1, until - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                pytest.fail(f"{host} hangs; it said last:\n{self.said(host)[-3000:]}")
+        return codes
+
+    def finish(self) -> None:
+        """Start it, and let it end well."""
+        self.start()
+        codes = self.end(300)
+        tails = "\n".join(self.said(host)[-3000:] for host in codes)
+        assert set(codes.values()) == {0}, tails
+
+
+def assert_same_training(out: Path, other: Path, tolerance: float) -> None:
+    """Both runs evaluated at the same steps, with the same metrics."""
+    for name in ("auc", "gauc", "logloss"):
+        values, others = logged(out, "valid", name), logged(other, "valid", name)
+        assert len(values) == 2
+        assert values == pytest.approx(others, abs=tolerance)
+
+
+@pytest.mark.parametrize("per_host", [1, 2])
+def test_two_hosts_train_like_one(
+    network: Network, model: Path, small_data: PreparedData, tmp_path: Path, per_host: int
+) -> None:
+    job = TrainingJob(network, model, small_data, tmp_path / "two", per_host)
+    job.finish()
+    one = ("-m", "hisac_rec", "train", model, small_data.root, "--out", tmp_path / "one")
+    torchrun(*one, ranks=2 * per_host)
+    # The plan may differ, since hosts cost more to reach than ranks: so may the last bits.
+    assert_same_training(tmp_path / "two", tmp_path / "one", 1e-5)
+
+
+# What Debian's installer writes into /etc/hosts.
+@pytest.mark.parametrize("network", ["127.0.1.1"], indirect=True)
+def test_a_host_that_others_cannot_find_says_what_to_set(
+    network: Network, model: Path, small_data: PreparedData, tmp_path: Path
+) -> None:
+    job = TrainingJob(network, model, small_data, tmp_path / "run", 1)
+    job.start()
+    assert job.processes["host1"].wait(120) != 0
+    assert "name 'host1' leads to" in job.said("host1")
+    assert "--env GLOO_SOCKET_IFNAME=eth0 (eth0 leads to host0)" in job.said("host1")
+
+    named = {"GLOO_SOCKET_IFNAME": "eth0"}
+    TrainingJob(network, model, small_data, tmp_path / "named", 1, env=named).finish()
+
+
+def test_hosts_that_a_killed_test_left_are_removed(network: Network, tmp_path: Path) -> None:
+    """The killed test is a process that makes hosts with something running and kills itself."""
+    killed = """if True:
+        import os, signal, sys
+        from pathlib import Path
+        from host_network import Network
+        network = Network(2, Path(sys.argv[1])).__enter__()
+        said = Path(sys.argv[1]) / "pid"
+        network.start("host1", ["sh", "-c", "echo $$; exec sleep 600"], said, os.environ)
+        while not said.read_text().endswith("\\n"):
+            pass
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    left = tmp_path / "left"
+    left.mkdir()
+    tests = str(Path(__file__).resolve().parents[1])
+    ended = subprocess.Popen(
+        [sys.executable, "-c", killed, str(left)], env=os.environ | {"PYTHONPATH": tests}
+    )
+    assert ended.wait() == -signal.SIGKILL
+    running = psutil.Process(int((left / "pid").read_text()))
+    assert namespaces_of(ended.pid) == ["host0", "host1", "switch"]
+
+    remove_leftovers()
+    assert namespaces_of(ended.pid) == []
+    running.wait(timeout=10)  # until its parent, which is none of ours, has noticed
+    assert namespaces_of(os.getpid()) == ["host0", "host1", "switch"]
+
+
+def namespaces_of(pid: int) -> list[str]:
+    """What a process has made, by the last part of its name."""
+    return sorted(path.name.split("-")[-1] for path in Path("/run/netns").glob(f"*-{pid}-*"))
