@@ -12,10 +12,10 @@ DEV := $(VENV)/.installed-dev
 INSTALL := $(BIN)/python requirements/install.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo bench test test-slow hosts lint format types docs wheel install clean
+.PHONY: help demo bench test test-slow hosts lint format types docs submissions wheel install clean
 
 help: ## say what can be made
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
 
 install: $(DEV) ## make .venv and install everything, pinned
 
@@ -47,6 +47,9 @@ types: $(DEV) ## check types
 
 docs: $(RUNTIME) ## write the generated pages of docs/ anew
 	$(BIN)/python -m hisac_rec.docs_config docs/configuration.md
+
+submissions: $(RUNTIME) ## write launch/submissions anew, from launch/components.py
+	$(BIN)/python -m hisac_rec.submissions launch/submissions
 
 wheel: $(DEV) ## build dist/hisac_rec-*.whl
 	$(BIN)/python -m build --wheel --no-isolation --outdir dist

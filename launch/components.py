@@ -44,6 +44,7 @@ def train(
     max_retries: int = 0,
     mounts: Optional[List[str]] = None,
     rdzv_port: int = 29500,
+    grace: int = 240,
     name: str = "hisac-train",
 ) -> specs.AppDef:
     """Train a model file on a prepared data set, on every process of every host.
@@ -65,6 +66,7 @@ def train(
         max_retries: restarts of the whole job by the scheduler; it goes on from the last checkpoint
         mounts: mounts of the container, type=bind,src=/host,dst=/in/container[,readonly]
         rdzv_port: port on the first host where the processes meet
+        grace: seconds to save a checkpoint and end after a SIGTERM; then torchrun kills
         name: name of the job
     """
     command = ["train", model, data, "--out", out]
@@ -74,7 +76,9 @@ def train(
     return _hisac_app(
         name,
         "train",
-        _hisac_torchrun(image, j, rdzv_port, [*command, *args], resume if max_retries else ""),
+        _hisac_torchrun(
+            image, j, rdzv_port, [*command, *args], resume if max_retries else "", grace
+        ),
         j=j,
         resource=specs.resource(cpu=cpu, gpu=gpu, memMB=memMB, h=h),
         image=image,
@@ -274,10 +278,13 @@ def semantic_ids(
     )
 
 
-def _hisac_torchrun(image: str, j: str, rdzv_port: int, command: List[str], unquoted: str) -> str:
+def _hisac_torchrun(
+    image: str, j: str, rdzv_port: int, command: List[str], unquoted: str, grace: int = 30
+) -> str:
     """Shell line that starts ``hisac-rec`` on every process of one host.
 
-    ``unquoted`` is shell code whose output is one more argument of the command.
+    ``unquoted`` is shell code whose output is one more argument of the command; ``grace`` is in
+    seconds.
     """
     fewest, hosts, processes, nodes = parse_nnodes(j)
     # Schedulers tell hosts the first one's name in an environment variable whose name the
@@ -295,7 +302,8 @@ def _hisac_torchrun(image: str, j: str, rdzv_port: int, command: List[str], unqu
         meet += ["--rdzv-endpoint", f"{first}:{rdzv_port}", "--rdzv-id", f"'{macros.app_id}'"]
     launcher = [
         *(_hisac_quote(_hisac_python(image)), "-m", "torch.distributed.run", *meet),
-        *("--nproc-per-node", str(processes), "--tee", "3", "--role", "''"),
+        *("--nproc-per-node", str(processes), "--shutdown-timeout", str(grace)),
+        *("--tee", "3", "--role", "''"),
         *("-m", "hisac_rec", *map(_hisac_quote, command)),
     ]
     # torchx replaces ${app_id} and the like by str.Template; other $ must be doubled.

@@ -227,7 +227,17 @@ def test_another_device_installs_again(checkout: Path) -> None:
 @needs_make
 def test_plain_make_says_what_there_is(checkout: Path) -> None:
     told = make(checkout)
-    for target in ("demo", "test", "lint", "format", "types", "docs", "wheel", "clean"):
+    for target in (
+        "demo",
+        "test",
+        "lint",
+        "format",
+        "types",
+        "docs",
+        "submissions",
+        "wheel",
+        "clean",
+    ):
         assert re.search(rf"make {target} +\S", told), target
 
 

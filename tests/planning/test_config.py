@@ -12,7 +12,7 @@ CPU = {"topology": {"device": "cpu", "ddr_gib": 8}}
 
 @pytest.mark.parametrize(
     ("name", "world_size"),
-    [("1xcpu", 1), ("2xcpu", 2), ("1xh100", 1), ("8xh100", 8), ("128xh100", 128)],
+    [("1xcpu", 1), ("2xcpu", 2), ("1xh100", 1), ("8xh100", 8), ("16xh100", 16), ("128xh100", 128)],
 )
 def test_shipped_files_are_what_their_names_say(name, world_size):
     config = load_config(PlannerConfig, find_config("launch/planners", name))
