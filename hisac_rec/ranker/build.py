@@ -14,7 +14,8 @@ from hisac_rec.data.inputs import InputSpec, build_input_spec
 from hisac_rec.errors import UserError
 from hisac_rec.methods.base import MethodShape, find_method
 from hisac_rec.ranker.config import ModelConfig
-from hisac_rec.ranker.ranker import DenseRanker, Ranker
+from hisac_rec.ranker.dense import DenseRanker
+from hisac_rec.ranker.ranker import Ranker
 from hisac_rec.ranker.sparse import frozen_vectors, pooled_tables, trained_tables
 from hisac_rec.semantic.store import Semantics, load_semantics
 

@@ -15,7 +15,7 @@ from hisac_rec.data.batch import RequestBatch
 from hisac_rec.data.units import RequestTable
 from hisac_rec.errors import UserError
 from hisac_rec.methods.base import find_method
-from hisac_rec.ranker.ranker import LENGTH
+from hisac_rec.ranker.dense import LENGTH
 from hisac_rec.serving.cache import Cache, CacheManifest
 from hisac_rec.serving.moments import newest_only
 from hisac_rec.train.checkpoint import first_difference

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hisac_rec.errors import UserError
-from hisac_rec.methods.parts.blocks import Blocks, block_size, make_blocks
+from hisac_rec.methods.parts.blocks import Blocks, block_size, make_blocks, one_block
 
 
 @dataclass
@@ -118,7 +118,10 @@ class CandidateAttention(nn.Module):
             [N, d]. Cost O(R K d^2 + N d^2 + N K (d + s)).
         """
         requests = memory.shape[0]
-        blocks = make_blocks(offsets, block_size(len(candidates), requests, largest=64))
+        if requests == 1 and len(candidates):
+            blocks = one_block(len(candidates), offsets.device)
+        else:
+            blocks = make_blocks(offsets, block_size(len(candidates), requests, largest=64))
         queries = self._split(blocks.gather(self.query(candidates)))
         keys = self._split(_append(self.key(memory), self.null_key))
         values = self._split(_append(self.value(memory), self.null_value))

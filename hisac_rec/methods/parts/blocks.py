@@ -54,6 +54,12 @@ def make_blocks(offsets: Tensor, size: int) -> Blocks:
     return Blocks(request, torch.where(mask, index, start[:, None]), mask, place)
 
 
+def one_block(rows: int, device: torch.device) -> Blocks:
+    """All rows of a single request as one block: nothing is padded, no shape depends on values."""
+    at = torch.arange(rows, device=device)
+    return Blocks(at.new_zeros(1), at.unsqueeze(0), torch.ones_like(at, dtype=torch.bool)[None], at)
+
+
 def block_size(rows: int, requests: int, *, smallest: int = 16, largest: int = 128) -> int:
     """A power of two near the mean rows per request: little padding, enough work a product."""
     mean = max(1, rows // max(1, requests))
