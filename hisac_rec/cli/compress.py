@@ -48,7 +48,7 @@ def run(
     from hisac_rec.doctor import check_stack
     from hisac_rec.errors import UserError, did_you_mean
     from hisac_rec.planning.config import PlannerConfig
-    from hisac_rec.serving.moments import At
+    from hisac_rec.serving.cache import At
     from hisac_rec.serving.precision import PRECISIONS
     from hisac_rec.shipped import find_config
     from hisac_rec.train.run import RunFolder

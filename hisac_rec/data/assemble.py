@@ -28,9 +28,10 @@ class BatchAssembler:
     Args:
         spec: which keys a batch has.
         items: item features and codes.
+        name_events: fill ``history_items`` whatever the model looks up.
     """
 
-    def __init__(self, spec: InputSpec, items: ItemStore) -> None:
+    def __init__(self, spec: InputSpec, items: ItemStore, *, name_events: bool = False) -> None:
         self._spec = spec
         self._items = items
         pooled = spec.pooled()
@@ -42,7 +43,8 @@ class BatchAssembler:
             if lk.table in pooled
         )
         by_row = any(lk.side == "history" for lk in self._lookups)
-        self._one_by_one = by_row or "history" in spec.vector_sides or not pooled
+        by_row = by_row or "history" in spec.vector_sides or not pooled
+        self._one_by_one = by_row or name_events
 
     def assemble(self, table: RequestTable, rows: NDArray[np.int64]) -> RequestBatch:
         """Gather the requests ``rows`` [R] of ``table``. O(T log T + (U + N) x lookups),

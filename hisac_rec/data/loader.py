@@ -73,6 +73,7 @@ class RequestBatches(IterableDataset[RequestBatch]):
         skip: number of first batches to leave out (resume); they are cut, not built.
         without: requests that have been read already, by whomever.
         view: what to make of a unit's requests; None: they are read as they are.
+        name_events: see :class:`~hisac_rec.data.assemble.BatchAssembler`.
 
     Raises:
         UserError: damaged files, missing columns, ids out of range: naming file and row.
@@ -92,6 +93,7 @@ class RequestBatches(IterableDataset[RequestBatch]):
         skip: int = 0,
         without: Consumed | None = None,
         view: View | None = None,
+        name_events: bool = False,
     ) -> None:
         super().__init__()
         self._data = data
@@ -105,6 +107,7 @@ class RequestBatches(IterableDataset[RequestBatch]):
         self._skip = skip
         self._without = without if without is not None and len(without) else None
         self._view = view
+        self._name_events = name_events
         self._tokens = max(1, config.batch_tokens // rank.count)
         self._candidates = max(1, config.max_candidates // rank.count)
 
@@ -121,7 +124,7 @@ class RequestBatches(IterableDataset[RequestBatch]):
         # worker is the (n x workers + index)-th of all, or an earlier one.
         skip = (self._skip - index + workers - 1) // workers
         shard = Shard(self._rank.index * workers + index, self._rank.count * workers)
-        assembler = BatchAssembler(self._spec, self._items)
+        assembler = BatchAssembler(self._spec, self._items, name_events=self._name_events)
         for number, (table, rows) in enumerate(self._cuts(shard)):
             if number >= skip:
                 yield assembler.assemble(table, rows)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -23,10 +23,14 @@ from torch import Tensor
 from hisac_rec.config import Strict
 from hisac_rec.data.jagged import Ints, offsets_of
 from hisac_rec.errors import UserError
-from hisac_rec.serving.moments import At
 from hisac_rec.serving.precision import STORED, Precision, decode, encode
 
 MANIFEST = "manifest.json"
+At = Literal["first", "last", "requests"]
+"""Moments that a history is compressed at: of the user's first or last request of a split, or of
+each request."""
+NEWEST = {"newest_item": pa.int32(), "newest_type": pa.int8(), "newest_time": pa.int64()}
+"""The newest events as they are, oldest first: what new ones are added to while serving."""
 
 
 class CacheManifest(Strict):
@@ -50,6 +54,10 @@ class CacheManifest(Strict):
     """Which moments."""
     age: int
     """So long before them."""
+    newest: int
+    """S: how many of the newest events are kept as they are."""
+    user_features: list[str]
+    """User-side lookups beside the user's own row, kept by name."""
 
 
 @dataclass(frozen=True)
@@ -61,36 +69,45 @@ class Keys:
         time: the moment.
         number: of the request.
         seen: events of the history until then.
+        name: raw id of the user, of rows to be written; a cache that is read leaves them where
+            they are.
     """
 
     user: Ints
     time: Ints
     number: Ints
     seen: Ints
+    name: pa.Array | None = None
 
 
 def schema(manifest: CacheManifest) -> pa.Schema:
     """Columns of a part; the numbers of all its agents' vectors lie one after the other."""
     number = pa.from_numpy_dtype(np.dtype(STORED[manifest.precision]))
-    kept = [(name, pa.list_(_kind(of))) for name, of in manifest.fields.items()]
+    agents = [(name, pa.list_(_kind(of))) for name, of in manifest.fields.items()]
     return pa.schema(
         [
             ("user", pa.int32()),
             ("time", pa.int64()),
             ("number", pa.int64()),
             ("seen", pa.int32()),
-            *kept,
+            ("name", pa.string()),
+            *((f"user_{name}", pa.int32()) for name in manifest.user_features),
+            *((name, pa.list_(kind)) for name, kind in NEWEST.items()),
+            *agents,
             ("scale", pa.list_(pa.float32())),
             ("vectors", pa.list_(pa.list_(number, manifest.dim))),
         ]
     )
 
 
-def pack(keys: Keys, held: dict[str, Tensor], manifest: CacheManifest) -> pa.RecordBatch:
+def pack(
+    keys: Keys, held: dict[str, Tensor], manifest: CacheManifest, plain: dict[str, pa.Array]
+) -> pa.RecordBatch:
     """Rows of a cache.
 
     Args:
         keys: of the n rows.
+        plain: the columns ``user_*`` and those of :data:`NEWEST`.
         held: ``filled`` [n, K], ``vectors`` [n, K, d] and the manifest's ``fields`` [n, K].
         manifest: of the cache.
     """
@@ -113,6 +130,8 @@ def pack(keys: Keys, held: dict[str, Tensor], manifest: CacheManifest) -> pa.Rec
         "time": pa.array(keys.time),
         "number": pa.array(keys.number),
         "seen": pa.array(keys.seen, pa.int32()),
+        "name": keys.name,
+        **plain,
         **lists,
         "scale": pa.ListArray.from_arrays(bounds if len(scale) else none, pa.array(scale)),
         "vectors": pa.ListArray.from_arrays(bounds, flat),
@@ -172,7 +191,9 @@ class Cache:
         """
         there = rows >= 0
         taken = self._table.take(pa.array(rows[there]))
-        column = {name: _joined(taken[name]) for name in taken.column_names[4:]}
+        column = {
+            name: _joined(taken[name]) for name in ("vectors", "scale", *self.manifest.fields)
+        }
         counts = np.zeros(len(rows), np.int64)
         counts[there] = np.diff(_offsets(column["vectors"]))
         slots = max(1, int(counts.max(initial=0)))

@@ -16,20 +16,30 @@ from math import prod
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import torch.distributed as dist
-from torch import Tensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from hisac_rec.data.batch import RequestBatch
 from hisac_rec.data.contract import PreparedData, Split
+from hisac_rec.data.jagged import offsets_of, take_ranges
 from hisac_rec.data.units import RequestTable
 from hisac_rec.errors import UserError
 from hisac_rec.methods.base import find_method
 from hisac_rec.planning.config import PlannerConfig
 from hisac_rec.progress import progress
 from hisac_rec.ranker.ranker import Head
-from hisac_rec.serving.cache import MANIFEST, Cache, CacheManifest, CacheWriter, Keys, pack
-from hisac_rec.serving.moments import At, snapshots
+from hisac_rec.serving.cache import (
+    MANIFEST,
+    NEWEST,
+    At,
+    Cache,
+    CacheManifest,
+    CacheWriter,
+    Keys,
+    pack,
+)
+from hisac_rec.serving.moments import snapshots
 from hisac_rec.serving.precision import Precision
 from hisac_rec.train.checkpoint import Position, first_difference, read_manifest
 from hisac_rec.train.distributed import Ranks, gather_numbers
@@ -115,17 +125,20 @@ def compress_run(
         found = snapshots(table, at, age)
         return found.take(np.flatnonzero(~_is_held(found, held, at)))
 
-    feeder = Batches(job, ranks).in_order(split, view)
+    feeder = Batches(job, ranks).in_order(split, view, name_events=True)
+    names = data.read_parquet("vocab/user.parquet", ["value"])["value"].cast(pa.string())
     counts = data.manifest.splits[split]
     total = counts.requests if at == "requests" else counts.users
     started = time.perf_counter()
     with progress(f"compress {split}", total, "histories") as advance:
         for batch, output in outputs(model, Optimizers(model, job.config.train), ranks, feeder):
-            real = _real_rows(batch)
-            tensors = {name: value.cpu()[real] for name, value in output.items()}
-            rows = batch.request_rows[real]
+            rows = batch.request_rows
+            if not rows.any():  # of nobody: this rank has run out
+                continue
+            tensors = {name: value.cpu() for name, value in output.items()}
             user, moment, number, seen = (column.numpy() for column in rows.T)
-            writer.write(pack(Keys(user, moment, number, seen), tensors, manifest))
+            keys = Keys(user, moment, number, seen, _joined(names.take(pa.array(user))))
+            writer.write(pack(keys, tensors, manifest, _as_they_are(batch, job, manifest)))
             agents += int(tensors["filled"].sum())
             events += int(batch.num_events)
             advance(len(rows) * ranks.world_size)
@@ -174,6 +187,8 @@ def describe(
         precision=precision,
         at=at,
         age=age,
+        newest=job.config.ranker.recent,
+        user_features=[lk.column for lk in job.spec.of_side("user") if lk.key != "user"],
     )
 
 
@@ -216,9 +231,33 @@ def _is_held(table: RequestTable, held: Keys, at: At) -> np.ndarray:
     return np.isin(user * most + table.visible, held.user * most + held.seen)
 
 
-def _real_rows(batch: RequestBatch) -> Tensor:
-    """[R] bool: requests of somebody; a rank that has run out works on one of nobody."""
-    return batch.request_rows.any(1)
+def _as_they_are(batch: RequestBatch, job: Job, manifest: CacheManifest) -> dict[str, pa.Array]:
+    """What a cache keeps uncompressed: user features and newest events."""
+    columns = {}
+    for lookup in job.spec.of_side("user"):
+        if lookup.key != "user":
+            ids = batch.features[lookup.key].values()[batch.places[lookup.key]]
+            columns[f"user_{lookup.column}"] = pa.array(ids.numpy(), pa.int32())
+    bounds = batch.history_offsets.numpy()
+    lengths = np.minimum(np.diff(bounds), manifest.newest)
+    newest = take_ranges(bounds[1:] - lengths, lengths)
+    request = np.repeat(np.arange(len(lengths)), lengths)
+    moment = batch.request_rows[:, 1].numpy()[request]
+    items = batch.history_items[batch.history_rows].numpy()
+    values = {
+        "newest_item": items[newest],
+        "newest_type": batch.history_type.numpy()[newest],
+        "newest_time": moment - batch.history_age.numpy()[newest].astype(np.int64),
+    }
+    at = pa.array(offsets_of(lengths), pa.int32())
+    for name, kind in NEWEST.items():
+        columns[name] = pa.ListArray.from_arrays(at, pa.array(values[name], kind))
+    return columns
+
+
+def _joined(column: pa.ChunkedArray) -> pa.Array:
+    joined = column.combine_chunks()
+    return joined.chunk(0) if isinstance(joined, pa.ChunkedArray) else joined
 
 
 def print_compressed(done: Compressed) -> None:

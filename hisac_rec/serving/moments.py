@@ -8,16 +8,12 @@ L stored events.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
 
 import numpy as np
 
 from hisac_rec.data.jagged import Ints
 from hisac_rec.data.units import RequestTable
-
-At = Literal["first", "last", "requests"]
-"""Moments that a history is compressed at: of the user's first or last request of a split, or of
-each request."""
+from hisac_rec.serving.cache import At
 
 
 def snapshots(table: RequestTable, at: At, age: int = 0) -> RequestTable:

@@ -115,6 +115,8 @@ class Batches:
         split: Split,
         view: View | None = None,
         each: Callable[[RequestBatch], RequestBatch] | None = None,
+        *,
+        name_events: bool = False,
     ) -> Feeder:
         """A split in file order, for prediction.
 
@@ -122,33 +124,21 @@ class Batches:
             split: which.
             view: what to make of its requests.
             each: what to make of every batch.
+            name_events: see :class:`~hisac_rec.data.assemble.BatchAssembler`.
         """
-        return self._feeder(split, seed=None, epoch=0, skip=0, view=view, each=each)
+        return self._feeder(split, each, view=view, name_events=name_events)
 
     def _feeder(
         self,
         split: Split,
-        *,
-        seed: int | None,
-        epoch: int,
-        skip: int,
-        without: Consumed | None = None,
-        view: View | None = None,
         each: Callable[[RequestBatch], RequestBatch] | None = None,
+        **how: Any,
     ) -> Feeder:
+        """``how``: keywords of :class:`RequestBatches`."""
         job, ranks = self._job, self._ranks
+        shard = Shard(ranks.rank, ranks.world_size)
         batches = RequestBatches(
-            job.data,
-            split,
-            job.spec,
-            job.items,
-            job.config.loader,
-            rank=Shard(ranks.rank, ranks.world_size),
-            seed=seed,
-            epoch=epoch,
-            skip=skip,
-            without=without,
-            view=view,
+            job.data, split, job.spec, job.items, job.config.loader, rank=shard, **how
         )
         loader = make_loader(batches, job.config.loader.workers)
         if each is not None:

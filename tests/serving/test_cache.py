@@ -5,13 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hisac_rec.errors import UserError
-from hisac_rec.serving.cache import MANIFEST, Cache, CacheManifest, CacheWriter, Keys, pack
+from hisac_rec.serving.cache import (
+    MANIFEST,
+    NEWEST,
+    Cache,
+    CacheManifest,
+    CacheWriter,
+    Keys,
+    pack,
+)
 from hisac_rec.serving.precision import Precision, decode, encode
 
 DIM = 6
@@ -28,12 +37,14 @@ def manifest(precision: Precision = "fp32") -> CacheManifest:
         precision=precision,
         at="last",
         age=0,
+        newest=2,
+        user_features=["city"],
     )
 
 
 def keys(user: list[int], time: list[int]) -> Keys:
     rows = np.arange(len(user))
-    return Keys(np.array(user), np.array(time), rows, rows + 1)
+    return Keys(np.array(user), np.array(time), rows, rows + 1, pa.array([f"u{u}" for u in user]))
 
 
 def random_held(rows: int, slots: int, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -52,7 +63,11 @@ def write(root: Path, held: dict[str, torch.Tensor], of: Keys, precision: Precis
     root.mkdir(exist_ok=True)
     (root / MANIFEST).write_text(manifest(precision).model_dump_json())
     writer = CacheWriter(root, manifest(precision), rank=0)
-    writer.write(pack(of, held, manifest(precision)))
+    lists = {
+        name: pa.array([[1, 2]] * len(of.user), pa.list_(kind)) for name, kind in NEWEST.items()
+    }
+    plain = lists | {"user_city": pa.array([3] * len(of.user), pa.int32())}
+    writer.write(pack(of, held, manifest(precision), plain))
     writer.flush()
     return Cache(root)
 

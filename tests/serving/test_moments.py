@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hisac_rec.data.units import RequestTable
-from hisac_rec.serving.moments import At, events_before, newest_only, snapshots
+from hisac_rec.serving.cache import At
+from hisac_rec.serving.moments import events_before, newest_only, snapshots
 
 
 def make_table(seed: int, users: int, max_history: int | None) -> RequestTable:

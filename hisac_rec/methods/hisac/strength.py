@@ -75,7 +75,7 @@ def vote_tiers(
     """
     cosines = kinship.cosines(candidates.request)
     votes = memory.events[candidates.request].to(cosines.dtype)  # 0 where unfilled
-    counts = cosines.new_zeros((len(cosines), tiers))
+    counts = cosines.new_zeros((cosines.shape[0], tiers))
     counts.scatter_add_(1, tier_of(cosines, tiers), votes)
     shares = counts / counts.sum(1, keepdim=True).clamp_min(1)
     return _of_placed(torch.cat([counts.log1p(), shares], dim=1), candidates)

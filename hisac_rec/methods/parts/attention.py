@@ -118,8 +118,8 @@ class CandidateAttention(nn.Module):
             [N, d]. Cost O(R K d^2 + N d^2 + N K (d + s)).
         """
         requests = memory.shape[0]
-        if requests == 1 and len(candidates):
-            blocks = one_block(len(candidates), offsets.device)
+        if requests == 1 and candidates.shape[0]:  # `len` would fix the number in an export
+            blocks = one_block(candidates.shape[0], offsets.device)
         else:
             blocks = make_blocks(offsets, block_size(len(candidates), requests, largest=64))
         queries = self._split(blocks.gather(self.query(candidates)))
@@ -136,7 +136,7 @@ class CandidateAttention(nn.Module):
             values[blocks.request],
             attn_mask=scores,
         )
-        if kinship is not None and not len(candidates):
+        if kinship is not None and not candidates.shape[0]:
             # The fused kernel drops an empty bias from the graph; other ranks wait for it.
             attended = attended + 0.0 * kinship.gain.sum()
         joined = attended.transpose(1, 2).flatten(2)
