@@ -29,6 +29,8 @@ COMMANDS = (
     "evaluate",
     "compress",
     "score",
+    "export",
+    "store",
     "tune",
     "compare",
     "demo",

@@ -212,6 +212,11 @@ class Cache:
             held[name] = torch.from_numpy(spread)
         return held
 
+    def record_batch(self, rows: Ints) -> pa.RecordBatch:
+        """The rows [m] as they are stored."""
+        (batch,) = self._table.take(pa.array(rows)).combine_chunks().to_batches()
+        return batch
+
     def agents(self) -> Ints:
         """[n] how many agents each row has."""
         return np.diff(_offsets(_joined(self._table["vectors"])))

@@ -19,15 +19,10 @@ from hisac_rec.methods.base import Candidates
 from hisac_rec.methods.parts.agents import AgentMemory
 from hisac_rec.ranker.dense import DenseRanker
 
-INPUTS = (
-    *("vectors", "events", "path", "length", "users", "recent"),
-    *("candidates", "codes", "placed"),
-)
-"""Names of the arguments of :meth:`CandidateSide.forward`, in their order."""
-
 
 class CandidateSide(nn.Module):
-    """Logits of the candidates of one request whose history is compressed.
+    """Logits of the candidates of one request whose history is compressed; its arguments are
+    those that :data:`hisac_rec.scorer.artefact.INPUTS` names.
 
     Args:
         dense: the trained dense part.
