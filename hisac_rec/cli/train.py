@@ -16,6 +16,20 @@ def run(
         str | None, typer.Option(help="Planner config, or the name of a shipped one.")
     ] = None,
     plan: Annotated[Path | None, typer.Option(help="A plan that 'hisac-rec plan' saved.")] = None,
+    checkpoints: Annotated[
+        str | None,
+        typer.Option(help="Folder or URL for the checkpoints, such as s3://bucket/run."),
+    ] = None,
+    warm_start: Annotated[
+        Path | None,
+        typer.Option(help="A run or checkpoint to start from; its data may be another."),
+    ] = None,
+    warm_start_data: Annotated[
+        Path | None, typer.Option(help="The data of that run, where it has moved.")
+    ] = None,
+    warm_start_optimizer: Annotated[
+        bool, typer.Option(help="Take over the optimisers' states as well.")
+    ] = False,
     resume: Annotated[bool, typer.Option(help="Go on from the run's last checkpoint.")] = False,
     profile: Annotated[
         bool, typer.Option(help="Record ten steps: a table here, a trace in OUT/profile.")
@@ -33,6 +47,10 @@ def run(
         hisac-rec train models/hisac.toml data/ml1m --out runs/x --set train.epochs=5
 
         torchrun --nproc_per_node 2 -m hisac_rec train hisac data/ml1m --out runs/two
+
+        hisac-rec train hisac data/ml1m --out runs/x --checkpoints s3://bucket/runs/x
+
+        hisac-rec train hisac data/today --out runs/today --warm-start runs/yesterday
     """
     from hisac_rec.config import load_config
     from hisac_rec.data.contract import PreparedData
@@ -54,6 +72,19 @@ def run(
     from hisac_rec.train.distributed import process_group
     from hisac_rec.train.job import open_job
     from hisac_rec.train.trainer import train
+    from hisac_rec.train.warm_start import WarmStart
 
+    warm = None
+    if warm_start is not None:
+        warm = WarmStart(warm_start, warm_start_data, warm_start_optimizer)
     with process_group() as ranks:
-        train(open_job(config, prepared), ranks, out, plan=source, resume=resume, profiled=profile)
+        train(
+            open_job(config, prepared),
+            ranks,
+            out,
+            plan=source,
+            resume=resume,
+            profiled=profile,
+            checkpoints=checkpoints,
+            warm=warm,
+        )

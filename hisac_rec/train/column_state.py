@@ -37,7 +37,7 @@ def other_layouts(flat: Mapping[str, Any], stored: Metadata) -> list[str]:
             isinstance(value, ShardedTensor)
             and isinstance(there, TensorStorageMetadata)
             and len(there.size) == len(value.size()) == 1
-            and _columns_there(stored, key, flat) != _columns_here(flat, key)
+            and _columns(stored, key, flat) != columns_here(flat[_weight_of(key, flat)])
         ):
             found.append(key)
     return found
@@ -59,8 +59,9 @@ def load_converted(
     """
     for key in keys:
         target: ShardedTensor = flat[key]
-        rows = int(flat[_weight_of(key, flat)].size()[0])
-        before, now = _columns_there(stored, key, flat), _columns_here(flat, key)
+        weight = flat[_weight_of(key, flat)]
+        rows = int(weight.size()[0])
+        before, now = _columns(stored, key, flat), columns_here(weight)
         whole = torch.empty(stored.state_dict_metadata[key].size)  # type: ignore[union-attr]
         with warnings.catch_warnings():  # that it reads alone
             warnings.simplefilter("ignore")
@@ -86,17 +87,23 @@ def column_shares(before: Columns, now: Columns) -> Tensor:
     return shares
 
 
-def _columns_there(stored: Metadata, key: str, flat: Mapping[str, Any]) -> Columns:
+def columns_there(weight: TensorStorageMetadata) -> Columns:
+    """Column shards of a stored table."""
+    return _distinct((chunk.offsets, chunk.sizes) for chunk in weight.chunks)
+
+
+def columns_here(weight: ShardedTensor) -> Columns:
+    """Column shards of a table as it is now."""
+    shards = weight.metadata().shards_metadata
+    return _distinct((shard.shard_offsets, shard.shard_sizes) for shard in shards)
+
+
+def _columns(stored: Metadata, key: str, flat: Mapping[str, Any]) -> Columns:
     weight = _weight_of(key, flat)
     there = stored.state_dict_metadata[weight]
     if not isinstance(there, TensorStorageMetadata):
         raise ValueError(f"{weight} is not stored as a tensor")
-    return _columns((chunk.offsets, chunk.sizes) for chunk in there.chunks)
-
-
-def _columns_here(flat: Mapping[str, Any], key: str) -> Columns:
-    shards = flat[_weight_of(key, flat)].metadata().shards_metadata
-    return _columns((shard.shard_offsets, shard.shard_sizes) for shard in shards)
+    return columns_there(there)
 
 
 def _weight_of(key: str, flat: Mapping[str, Any]) -> str:
@@ -114,5 +121,5 @@ def _path(found: str) -> str:
     return ".".join(found.split(".")[-4:])
 
 
-def _columns(shards: Any) -> Columns:
+def _distinct(shards: Any) -> Columns:
     return sorted({(int(offsets[1]), int(sizes[1])) for offsets, sizes in shards})

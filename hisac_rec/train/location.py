@@ -26,7 +26,7 @@ def locate(where: str | Path) -> Path:
         UserError: nothing here knows such URLs; says what to install.
     """
     if "://" not in str(where):
-        return Path(where)
+        return Path(where).absolute()
     try:
         # A listing must show what other ranks have written in the meantime.
         found = UPath(str(where), use_listings_cache=False)

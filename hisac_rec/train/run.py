@@ -5,6 +5,7 @@
     config.toml           the resolved model file
     run.json              data, plan, versions, command
     plan.json             the sharding plan
+    warm_start.md         what was kept of the run it was started from, where there was one
     checkpoints/          step-*/, unless run.json says that they lie elsewhere
     metrics.jsonl         one line per log line and evaluation
     tensorboard/          the same as curves
@@ -72,6 +73,11 @@ class RunFolder:
         """The sharding plan it was trained with."""
         return self.root / "plan.json"
 
+    @property
+    def warm_start(self) -> Path:
+        """What it kept of the run that it was started from."""
+        return self.root / "warm_start.md"
+
     def exists(self) -> bool:
         """Whether there is a run here."""
         return (self.root / "config.toml").is_file()
@@ -81,10 +87,13 @@ class RunFolder:
         return Checkpoints(self._checkpoint_folder(), keep, per_host)
 
     def _checkpoint_folder(self) -> Path:
-        elsewhere = self._checkpoints
-        if elsewhere is None and (self.root / "run.json").is_file():
-            elsewhere = self.info().checkpoints
+        elsewhere = self._elsewhere()
         return locate(elsewhere) if elsewhere else self.root / "checkpoints"
+
+    def _elsewhere(self) -> str:
+        if self._checkpoints is None and (self.root / "run.json").is_file():
+            return self.info().checkpoints
+        return self._checkpoints or ""
 
     def predictions(self, split: str) -> Path:
         """Folder of the predictions of one split."""
@@ -133,7 +142,7 @@ class RunFolder:
             device=device,
             versions=stack_versions(),
             command=sys.argv,
-            checkpoints=self._checkpoints or "",
+            checkpoints=self._elsewhere(),
         )
         (self.root / "config.toml").write_text(dump_toml(job.config))
         (self.root / "run.json").write_text(info.model_dump_json(indent=1))

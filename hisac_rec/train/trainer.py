@@ -32,6 +32,7 @@ from hisac_rec.train.reading import Reading
 from hisac_rec.train.restore import whole_state
 from hisac_rec.train.run import RunFolder, checkpoint_files, checkpoint_manifest
 from hisac_rec.train.validation import validate
+from hisac_rec.train.warm_start import WarmStart, warm_start
 from hisac_rec.train.window import Window, log_line
 
 log = logging.getLogger(__name__)
@@ -50,6 +51,7 @@ def train(
     watcher: Watcher | None = None,
     profiled: bool = False,
     checkpoints: str | None = None,
+    warm: WarmStart | None = None,
 ) -> dict[str, float]:
     """Train a model and leave a run folder behind. Called on every rank.
 
@@ -64,6 +66,7 @@ def train(
             on all ranks alike, ends the training there.
         profiled: record some steps, see :mod:`hisac_rec.train.profiling`.
         checkpoints: path or URL where checkpoints lie; None: in ``out``.
+        warm: start from the weights of another run; a run that is resumed has done so.
 
     Returns:
         The best validation metrics.
@@ -85,6 +88,11 @@ def train(
         trainer.resume()
     if ranks.first and not (goes_on and folder.exists()):
         folder.create(job, sharding, world_size=ranks.world_size, device=ranks.device.type)
+    if warm is not None and not goes_on:
+        report = warm_start(warm, job, model, optimizers).markdown()
+        log.info("%s", report)
+        if ranks.first:
+            folder.warm_start.write_text(report)
     dist.barrier()
     recorder = StepProfiler(folder.root, ranks) if profiled else None
     try:

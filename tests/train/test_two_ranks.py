@@ -212,5 +212,7 @@ def test_one_process_is_as_good(results: Results, small_data: PreparedData, tmp_
 def test_a_rank_without_any_data_ends_cleanly(results: Results) -> None:
     run = RunFolder(results.out / "lonely")
     assert len(run.checkpoints().steps()) == 1
+    assert (results.out / "checkpoints_of_lonely").is_dir()  # both ranks wrote to a URL
+    assert not (run.root / "checkpoints").exists()
     predictions = read_predictions(run.predictions("test"))
     assert len(predictions["label"]) == results.lonely.manifest.splits["test"].candidates

@@ -116,7 +116,8 @@ def main(data: PreparedData, lonely: PreparedData, out: Path) -> None:
         mine["grouped"] = one_epoch_of_groups(open_job(grouped, data), ranks)
         # One user: rank 1 never sees a request, neither in training nor in evaluation.
         plain = small_config('history={method="mean"}', *WITHOUT_CODES)
-        train(open_job(plain, lonely), ranks, out / "lonely")
+        elsewhere = (out / "checkpoints_of_lonely").as_uri()  # a URL like any other
+        train(open_job(plain, lonely), ranks, out / "lonely", checkpoints=elsewhere)
         write_predictions(RunFolder(out / "lonely"), lonely, ranks)
         (out / f"rank{ranks.rank}.json").write_text(json.dumps(mine))
         dist.barrier()
