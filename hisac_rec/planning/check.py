@@ -48,7 +48,7 @@ def check_plan(
                 f"{source}: table '{table.name}' of module '{table.path}' is {table.shape} "
                 f"in the model and {theirs[key].shape} in the plan; {again}"
             )
-        check_shards(table, theirs[key], plan.world_size, source)
+        check_shards(table, theirs[key], plan.group_size, source)
     for key in theirs:
         if key not in mine:
             hint = did_you_mean(key[1], [name for _, name in mine])

@@ -38,6 +38,11 @@ class TopologyConfig(Strict):
     other_hosts: list[OtherHosts] = []
     """Machines with more or less memory than the rest. Row-wise shards stay equal, so the least
     memory bounds them; other shards go where there is room."""
+    sharding_group: PositiveInt | None = None
+    """Ranks that tables are sharded over. Every group of so many consecutive ranks holds all
+    tables, and looks up within the group alone. Left out: one group of all ranks."""
+    sync_every: PositiveInt = 1
+    """Steps after which the groups' tables and optimiser state are averaged."""
     intra_host_bandwidth: PositiveFloat = 600.0
     """Between two devices of one machine, GB/s, one direction."""
     inter_host_bandwidth: PositiveFloat = 12.5
@@ -70,6 +75,43 @@ class TopologyConfig(Strict):
         if self.device == "cpu" and any(other.hbm_gib for other in self.other_hosts):
             raise ValueError("other_hosts.hbm_gib must be left out where device = 'cpu'")
         return self
+
+    @model_validator(mode="after")
+    def _groups_are_whole(self) -> TopologyConfig:
+        group, each = self.sharding_group, self.devices_per_host
+        if group is None:
+            if self.sync_every != 1:
+                raise ValueError("sync_every is of use only with a sharding_group")
+            return self
+        if not self._divides(group):
+            valid = [n for n in range(1, self.world_size + 1) if self._divides(n)]
+            nearest = min(valid, key=lambda n: abs(n - group))
+            raise ValueError(
+                f"sharding_group = {group}: groups must be equal, of whole hosts or equal parts of "
+                f"one; with {self.hosts} x {each} ranks the nearest is {nearest}"
+            )
+        if self.other_hosts:
+            raise ValueError("sharding_group needs hosts of equal memory: leave out other_hosts")
+        return self
+
+    def _divides(self, group: int) -> bool:
+        each = self.devices_per_host
+        return self.world_size % group == 0 and (each % group == 0 or group % each == 0)
+
+    @property
+    def group_size(self) -> int:
+        """Ranks that tables are sharded over."""
+        return self.sharding_group or self.world_size
+
+    @property
+    def replicas(self) -> int:
+        """Groups, each of which holds all tables."""
+        return self.world_size // self.group_size
+
+    @property
+    def group_devices_per_host(self) -> int:
+        """Ranks of a group on one of its hosts."""
+        return min(self.group_size, self.devices_per_host)
 
     @property
     def world_size(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from torch import nn
+from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.planner.constants import UVM_CACHING_RATIO
 from torchrec.distributed.planner.types import ParameterConstraints
 from torchrec.distributed.types import (
@@ -79,14 +80,17 @@ def constraints_of(
     kinds = _allowed(table, "sharding_types", rules.sharding_types, supported, by_default, device)
     kernels = {kernel for kind in kinds for kernel in sharder.compute_kernels(kind, device)}
     _allowed(table, "compute_kernels", rules.compute_kernels, sorted(kernels), [], device)
+    allowed = rules.compute_kernels
+    if config.topology.replicas > 1:
+        kinds, allowed = _replicated(table, kinds, allowed)
     tokens = _tokens(table, rules, pooling_factors)
     pooled = isinstance(table.module, EmbeddingBagCollection)
     bags = (rules.bags_per_request or bags_per_request) if pooled else 1.0
     requests = rules.requests_per_rank or requests_per_rank
-    lookups = sum(tokens) * requests * config.topology.world_size
+    lookups = sum(tokens) * requests * config.topology.group_size
     return ParameterConstraints(
         sharding_types=kinds,
-        compute_kernels=rules.compute_kernels,
+        compute_kernels=allowed,
         min_partition=rules.min_partition,
         pooling_factors=[factor / bags for factor in tokens],
         num_poolings=[bags] * len(tokens),
@@ -97,6 +101,21 @@ def constraints_of(
         stochastic_rounding=rules.stochastic_rounding,
         feature_names=list(table.features),
     )
+
+
+def _replicated(
+    table: ModelTable, kinds: list[str], kernels: list[str] | None
+) -> tuple[list[str], list[str]]:
+    """What of it can be averaged over replicas: rows that are in the memory of the device."""
+    fused = EmbeddingComputeKernel.FUSED.value
+    kinds = [kind for kind in kinds if kind != ShardingType.DATA_PARALLEL.value]
+    if not kinds or fused not in (kernels or [fused]):
+        raise UserError(
+            f"planner config: with a sharding_group, table '{table.name}' needs compute_kernels = "
+            "['fused'] and a sharding type other than data_parallel: rows in main memory, behind a "
+            "cache or in every rank are not averaged over the groups"
+        )
+    return kinds, [fused]
 
 
 def _cache(rules: TableConstraints, scaled: bool, rows: int, lookups: float) -> CacheParams | None:

@@ -49,7 +49,7 @@ def explain_infeasible(
     for option in options:
         by_table.setdefault(option.name, []).append(option)
     room = _room(options, config, footprint)
-    ranks = config.topology.world_size
+    ranks = config.topology.group_size
     need = {name: min(map(_total, found)) for name, found in by_table.items()}
     required, capacity = sum(need.values()), ranks * room.total
     stuck = [name for name, found in by_table.items() if not any(_fits(o, room) for o in found)]
@@ -97,7 +97,7 @@ def _told(remedies: Sequence[str]) -> str:
 def _room(options: Sequence[ShardingOption], config: PlannerConfig, footprint: Footprint) -> _Room:
     """Of the rank that has most."""
     cluster = config.topology
-    ranks = [usable_bytes(config, rank, footprint) for rank in range(cluster.world_size)]
+    ranks = [usable_bytes(config, rank, footprint) for rank in range(cluster.group_size)]
     ddr = max(one["ddr"] for one in ranks)
     if cluster.device == "cpu":
         return _Room(0, ddr, f"{human_bytes(ddr)} of main memory (ddr_gib)")

@@ -26,8 +26,8 @@ def draw_plan(plan: Plan, path: Path) -> None:
     Raises:
         UserError: the ending is of no known format.
     """
-    held: dict[str, list[float]] = defaultdict(lambda: [0.0] * plan.world_size)
-    spent: dict[str, list[float]] = defaultdict(lambda: [0.0] * plan.world_size)
+    held: dict[str, list[float]] = defaultdict(lambda: [0.0] * plan.group_size)
+    spent: dict[str, list[float]] = defaultdict(lambda: [0.0] * plan.group_size)
     total = {
         name: sum(s.hbm_bytes + s.ddr_bytes for s in one.shards) for _, name, one in plan.tables()
     }
@@ -38,12 +38,12 @@ def draw_plan(plan: Plan, path: Path) -> None:
             held[key][shard.rank] += (shard.hbm_bytes + shard.ddr_bytes) / GIB
             spent[key][shard.rank] += shard.step_ms
     with rc_context({"svg.hashsalt": "plan", "svg.fonttype": "none"}):
-        figure = Figure(figsize=(max(6.0, min(16.0, plan.world_size / 8)), 6), layout="constrained")
+        figure = Figure(figsize=(max(6.0, min(16.0, plan.group_size / 8)), 6), layout="constrained")
         above, below = figure.subplots(2, sharex=True)
         for axes, parts, title in ((above, held, "GiB"), (below, spent, "ms a step, estimated")):
-            bottom = [0.0] * plan.world_size
+            bottom = [0.0] * plan.group_size
             for name, values in parts.items():
-                axes.bar(range(plan.world_size), values, bottom=bottom, width=0.9, label=name)
+                axes.bar(range(plan.group_size), values, bottom=bottom, width=0.9, label=name)
                 bottom = [one + other for one, other in zip(bottom, values, strict=True)]
             axes.set_ylabel(title)
         below.set_xlabel("rank")

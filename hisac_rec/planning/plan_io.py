@@ -129,19 +129,24 @@ class TablePlan(Strict):
         """The rank of each shard."""
         return [shard.rank for shard in self.shards]
 
-    def to_torchrec(self) -> ParameterSharding:
-        """TorchRec's form of this table's sharding."""
+    def to_torchrec(self, first: int = 0, local: int = 1) -> ParameterSharding:
+        """TorchRec's form of this table's sharding.
+
+        Args:
+            first: rank that rank 0 of the plan is.
+            local: ranks of a host.
+        """
         return ParameterSharding(
             sharding_type=self.sharding_type,
             compute_kernel=self.compute_kernel,
-            ranks=self.ranks,
-            sharding_spec=self._sharding_spec(),
+            ranks=[first + rank for rank in self.ranks],
+            sharding_spec=self._sharding_spec(first, local),
             cache_params=None if self.cache is None else self.cache.to_torchrec(),
             enforce_hbm=self.enforce_hbm,
             stochastic_rounding=self.stochastic_rounding,
         )
 
-    def _sharding_spec(self) -> EnumerableShardingSpec | None:
+    def _sharding_spec(self, first: int, local: int) -> EnumerableShardingSpec | None:
         if self.sharding_type == ShardingType.DATA_PARALLEL.value:
             return None
         return EnumerableShardingSpec(
@@ -149,7 +154,7 @@ class TablePlan(Strict):
                 ShardMetadata(
                     shard_offsets=list(shard.offset),
                     shard_sizes=list(shard.size),
-                    placement=shard.placement,
+                    placement=_shifted(shard.placement, first, local) if first else shard.placement,
                 )
                 for shard in self.shards
             ]
@@ -177,18 +182,28 @@ class Plan(Strict):
         """Ranks that the plan is for."""
         return self.planner.topology.world_size
 
+    @property
+    def group_size(self) -> int:
+        """Ranks that tables are sharded over; ``rank`` of a shard counts within a group."""
+        return self.planner.topology.group_size
+
     def tables(self) -> Iterator[tuple[str, str, TablePlan]]:
         """Yield (module path, table name, plan) of every table."""
         for path, tables in self.modules.items():
             for name, table in tables.items():
                 yield path, name, table
 
-    def to_torchrec(self) -> ShardingPlan:
-        """What ``DistributedModelParallel(plan=...)`` takes. Cost O(shards)."""
+    def to_torchrec(self, group: int = 0) -> ShardingPlan:
+        """What ``DistributedModelParallel(plan=...)`` takes. Cost O(shards).
+
+        Args:
+            group: number of the sharding group, where there are several.
+        """
+        first, local = group * self.group_size, self.planner.topology.devices_per_host
         return ShardingPlan(
             {
                 path: EmbeddingModuleShardingPlan(
-                    {name: table.to_torchrec() for name, table in tables.items()}
+                    {name: table.to_torchrec(first, local) for name, table in tables.items()}
                 )
                 for path, tables in self.modules.items()
             }
@@ -204,6 +219,14 @@ class Plan(Strict):
         temporary = path.with_name(f".{path.name}.partial")
         temporary.write_text(self.to_json())
         temporary.replace(path)
+
+
+def _shifted(placement: str, first: int, local: int) -> str:
+    """``rank:1/cuda:1`` of the first group -> ``rank:5/cuda:1`` of one that begins at rank 4."""
+    rank, _, device = placement.removeprefix("rank:").partition("/")
+    shifted = first + int(rank)
+    kind = device.split(":")[0]
+    return f"rank:{shifted}/{kind}:{shifted % local}" if ":" in device else f"rank:{shifted}/{kind}"
 
 
 def load_plan(path: Path) -> Plan:

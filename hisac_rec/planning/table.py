@@ -9,7 +9,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from hisac_rec.planning.plan_io import Plan, TablePlan
+from hisac_rec.planning.plan_io import Plan, Shard, TablePlan
 from hisac_rec.planning.state import BYTES_PER_VALUE
 from hisac_rec.planning.topology import usable_bytes
 from hisac_rec.planning.units import human_bytes
@@ -53,8 +53,8 @@ def plan_table(plan: Plan) -> Group:
             found.compute_kernel,
             shorten_ranks(found.ranks),
             _short(sum(found.pooling_factors)),
-            human_bytes(max(_per_rank_bytes(found, plan.world_size))),
-            _short(max(_per_rank_ms(found, plan.world_size))),
+            human_bytes(max(_per_rank_bytes(found, plan.group_size))),
+            _short(max(_per_rank_ms(found, plan.group_size))),
         )
     return Group(table, rank_table(plan), Text("\n".join(_summary(plan))))
 
@@ -66,7 +66,7 @@ def weight_bytes(table: TablePlan) -> int:
 
 def rank_bytes(plan: Plan, memory: str) -> list[int]:
     """Estimated bytes on every rank, ``memory`` being "hbm" or "ddr"."""
-    load = [0] * plan.world_size
+    load = [0] * plan.group_size
     for _, _, table in plan.tables():
         for shard in table.shards:
             load[shard.rank] += shard.hbm_bytes if memory == "hbm" else shard.ddr_bytes
@@ -75,9 +75,9 @@ def rank_bytes(plan: Plan, memory: str) -> list[int]:
 
 def rank_ms(plan: Plan) -> list[float]:
     """Estimated milliseconds per step on every rank, the dense part left out."""
-    load = [0.0] * plan.world_size
+    load = [0.0] * plan.group_size
     for _, _, table in plan.tables():
-        for rank, cost in enumerate(_per_rank_ms(table, plan.world_size)):
+        for rank, cost in enumerate(_per_rank_ms(table, plan.group_size)):
             load[rank] += cost
     return load
 
@@ -96,6 +96,9 @@ def shorten_ranks(ranks: Sequence[int]) -> str:
 def _summary(plan: Plan) -> list[str]:
     cost = rank_ms(plan)
     lines = []
+    cluster = plan.planner.topology
+    if cluster.replicas > 1:
+        lines.append(_of_replicas(plan))
     if plan.footprint.total:
         lines.append(f"besides tables, on every rank: {plan.footprint.describe()}")
     shares = {
@@ -126,17 +129,46 @@ def rank_parts(plan: Plan, rank: int) -> dict[str, float]:
     return {part: sum(getattr(shard, f"{part}_ms") for shard in own) for part in PARTS}
 
 
+def _of_replicas(plan: Plan) -> str:
+    """What averaging the replicas moves, by the slowest link that it takes."""
+    cluster = plan.planner.topology
+    moved = (
+        2
+        * (1 - 1 / cluster.replicas)
+        * max(
+            sum(s.weight_bytes + s.state_bytes for s in shards)
+            for shards in _trained_shards(plan).values()
+        )
+    )
+    one_host = cluster.world_size <= cluster.devices_per_host
+    bandwidth = cluster.intra_host_bandwidth if one_host else cluster.inter_host_bandwidth
+    return (
+        f"{cluster.replicas} replicas of {cluster.group_size} ranks, the table above is of one: "
+        f"averaging them moves {human_bytes(moved)} per rank, {_short(moved / bandwidth / 1e6)} ms "
+        f"every {cluster.sync_every} steps"
+    )
+
+
+def _trained_shards(plan: Plan) -> dict[int, list[Shard]]:
+    """Rank -> its shards of tables that are trained."""
+    found: dict[int, list[Shard]] = {rank: [] for rank in range(plan.group_size)}
+    for _, _, table in plan.tables():
+        for shard in table.shards if table.optimizer else ():
+            found[shard.rank].append(shard)
+    return found
+
+
 def rank_table(plan: Plan) -> Table:
     """What the ranks carry: least, mean and most of each quantity, and on which rank. O(shards)."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("each rank", no_wrap=True)
     for name in ("least", "mean", "most", "imbalance", "usable"):
         table.add_column(name, justify="right", no_wrap=True)
-    usable = [usable_bytes(plan.planner, rank, plan.footprint) for rank in range(plan.world_size)]
+    usable = [usable_bytes(plan.planner, rank, plan.footprint) for rank in range(plan.group_size)]
     for memory in ("hbm", "ddr"):
         load = rank_bytes(plan, memory)
         if any(load):
-            fullest = max(range(plan.world_size), key=lambda r: load[r] / usable[r][memory])
+            fullest = max(range(plan.group_size), key=lambda r: load[r] / usable[r][memory])
             room = human_bytes(usable[fullest][memory])
             table.add_row(memory.upper(), *_spread(load, human_bytes), room)
     for title, what in (("  of it weights", "weight_bytes"), ("  of it state", "state_bytes")):
@@ -154,7 +186,7 @@ def rank_table(plan: Plan) -> Table:
 
 def _of_ranks(plan: Plan, what: str) -> list[float]:
     """The sum over a rank's shards of one of their fields."""
-    load = [0.0] * plan.world_size
+    load = [0.0] * plan.group_size
     for _, _, table in plan.tables():
         for shard in table.shards:
             load[shard.rank] += getattr(shard, what)

@@ -46,7 +46,7 @@ def make_topology(config: PlannerConfig, footprint: Footprint = NOTHING) -> Topo
     """
     cluster = config.topology
     own = "hbm" if cluster.device == "cuda" else "ddr"
-    memory = [usable_bytes(config, rank, footprint) for rank in range(cluster.world_size)]
+    memory = [usable_bytes(config, rank, footprint) for rank in range(cluster.group_size)]
     for rank, left in enumerate(memory):
         if left[own] <= 0:
             raise UserError(
@@ -59,11 +59,11 @@ def make_topology(config: PlannerConfig, footprint: Footprint = NOTHING) -> Topo
     extra = {}
     if cluster.other_hosts:
         caps = {f"{name}_cap": [left[name] for left in memory] for name in ("hbm", "ddr")}
-        extra = {"custom_topology_data": CustomTopologyData(caps, cluster.world_size)}
+        extra = {"custom_topology_data": CustomTopologyData(caps, cluster.group_size)}
     return TopologyFactory.create_topology(
         TrainerConfig(
-            world_size=cluster.world_size,
-            local_world_size=cluster.devices_per_host,
+            world_size=cluster.group_size,
+            local_world_size=cluster.group_devices_per_host,
             hbm_cap_bytes=memory[0]["hbm"],
             ddr_cap_bytes=memory[0]["ddr"],
             additional_params=extra,

@@ -26,6 +26,7 @@ from hisac_rec.train.distributed import Ranks
 from hisac_rec.train.footprint import footprint_of
 from hisac_rec.train.kernels import compare_with_plan
 from hisac_rec.train.optim import attach_sparse_optimizer
+from hisac_rec.train.replicas import ReplicatedModelParallel
 from hisac_rec.train.tables import fill_tables
 
 log = logging.getLogger(__name__)
@@ -204,12 +205,16 @@ def this_machine(ranks: Ranks) -> PlannerConfig:
 
 def shard(job: Job, plan: Plan, ranks: Ranks) -> DistributedModelParallel:
     """Shard the model by the plan and give it its initial weights."""
-    model = DistributedModelParallel(
-        job.unsharded(),
-        device=ranks.device,
-        plan=plan.to_torchrec(),
-        sharders=default_sharders(job.config.train.communication, ranks.device),
-    )
+    sharders = default_sharders(job.config.train.communication, ranks.device)
+    model: DistributedModelParallel
+    if plan.planner.topology.replicas > 1:
+        model = ReplicatedModelParallel(
+            job.unsharded(), device=ranks.device, plan=plan, sharders=sharders
+        )
+    else:
+        model = DistributedModelParallel(
+            job.unsharded(), device=ranks.device, plan=plan.to_torchrec(), sharders=sharders
+        )
     with torch.no_grad():
         fill_tables(
             model.state_dict(),

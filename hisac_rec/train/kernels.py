@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
     SplitTableBatchedEmbeddingBagsCodegen,
 )
-from torch import nn
+from torch import Tensor, nn
 
 from hisac_rec.planning.plan_io import Plan
 from hisac_rec.planning.units import human_bytes
@@ -44,14 +44,19 @@ def held_bytes(model: nn.Module) -> int:
 
     Counted are the kernels' own buffers, caches of tables in main memory left out.
     """
-    total = 0
+    buffers = kernel_buffers(model, ("weights", "momentum1", "momentum2"))
+    return sum(buffer.numel() * buffer.element_size() for buffer in buffers)
+
+
+def kernel_buffers(model: nn.Module, names: Sequence[str]) -> list[Tensor]:
+    """The buffers of the kernels of a sharded model: "weights", "momentum1", "momentum2"."""
+    found: list[Tensor] = []
     for kernel in embedding_kernels(model):
-        for what in ("weights", "momentum1", "momentum2"):
-            for memory in _MEMORIES:
-                buffer = getattr(kernel, f"{what}_{memory}", None)
-                if buffer is not None and buffer.numel() > 1:  # one number stands for none
-                    total += buffer.numel() * buffer.element_size()
-    return total
+        for name in names:
+            buffers = [getattr(kernel, f"{name}_{memory}", None) for memory in _MEMORIES]
+            # One number stands for none.
+            found += [buffer for buffer in buffers if buffer is not None and buffer.numel() > 1]
+    return found
 
 
 def planned_bytes(plan: Plan, rank: int) -> int:
@@ -60,7 +65,7 @@ def planned_bytes(plan: Plan, rank: int) -> int:
         shard.weight_bytes + shard.state_bytes
         for _, _, table in plan.tables()
         for shard in table.shards
-        if shard.rank == rank
+        if shard.rank == rank % plan.group_size
     )
 
 

@@ -25,6 +25,7 @@ from hisac_rec.train.distributed import Ranks
 from hisac_rec.train.feed import Fed, Feeder, in_background
 from hisac_rec.train.job import Job
 from hisac_rec.train.optim import Optimizers
+from hisac_rec.train.replicas import sync_interval
 
 Pipeline: TypeAlias = (
     TrainPipelineSparseDist[RequestBatch, tuple[Tensor, Tensor]]
@@ -45,7 +46,12 @@ def make_pipeline(
             with the last one alone.
     """
     pipeline: TrainPipelineSparseDist[RequestBatch, tuple[Tensor, Tensor]]
-    pipeline = TrainPipelineSparseDist(model, optimizers.combined, ranks.device)
+    pipeline = TrainPipelineSparseDist(
+        model,
+        optimizers.combined,
+        ranks.device,
+        dmp_collection_sync_interval_batches=sync_interval(model),
+    )
     if accumulate == 1:
         return pipeline
     config = GradientAccumulationConfig(num_steps=accumulate)

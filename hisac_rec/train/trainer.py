@@ -29,6 +29,7 @@ from hisac_rec.train.optim import Optimizers
 from hisac_rec.train.pipeline import Batches, make_pipeline, predict, steps
 from hisac_rec.train.profiling import StepProfiler
 from hisac_rec.train.reading import Reading
+from hisac_rec.train.replicas import sync_replicas
 from hisac_rec.train.restore import whole_state
 from hisac_rec.train.run import RunFolder, checkpoint_files, checkpoint_manifest
 from hisac_rec.train.validation import validate
@@ -233,6 +234,7 @@ class Trainer:
     def _evaluate(self) -> None:
         """Validation metrics, early-stop state and a checkpoint."""
         started = time.perf_counter()
+        sync_replicas(self.model)
         feeder = self.batches.in_order("valid")
         self.metrics = validate(predict(self.model, self.optimizers, self.ranks, feeder))
         value = self.metrics[self.config.metric]
@@ -265,6 +267,7 @@ class Trainer:
         manifest = checkpoint_manifest(
             self.job, ranks.world_size, self.position, self.metrics, self.best, score
         )
+        sync_replicas(self.model)
         self.checkpoints.save(
             whole_state(self.model, self.optimizers),
             manifest,

@@ -47,6 +47,11 @@ def test_shipped_files_are_what_their_names_say(name, world_size):
             r"key 'search.proposers' = \['greedi'\]: unknown proposer 'greedi'; "
             r"did you mean 'greedy'\?",
         ),
+        (
+            {"topology": {"device": "cpu", "hosts": 2, "devices_per_host": 4, "sharding_group": 3}},
+            r"sharding_group = 3: .* with 2 x 4 ranks the nearest is 2",
+        ),
+        ({"topology": {"device": "cpu", "sync_every": 2}}, "of use only with a sharding_group"),
         ({"search": {"proposers": []}}, "names no proposer; leave the key out"),
         ({"search": {"proposers": ["dynamic_programming"]}}, "on device = 'cpu' use greedy"),
         ({"search": {"best": "hbm"}}, "leave them out where device = 'cpu'"),

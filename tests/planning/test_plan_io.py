@@ -48,6 +48,34 @@ def test_replicated_tables_survive_on_gpus(plan_small):
     assert sharding.ranks == list(range(8))
 
 
+@pytest.mark.parametrize("sharding_type", TYPES)
+def test_groups_have_the_same_plan_on_other_ranks(plan_small, small, sharding_type: str):
+    hosts = ("topology.hosts=2", "topology.sharding_group=8", "topology.sync_every=3")
+    plan = plan_small("8xh100", only(sharding_type), *hosts)
+    assert (plan.world_size, plan.group_size) == (16, 8)
+    check_plan(plan, small["SmallModel"]("meta"), world_size=16)
+    alone = plan_small("8xh100", only(sharding_type), 'defaults.compute_kernels=["fused"]')
+    assert plan.to_torchrec() == alone.to_torchrec()
+    for path, tables in plan.to_torchrec(group=1).plan.items():
+        for name, moved in tables.items():
+            first = alone.to_torchrec().plan[path][name]
+            assert moved.ranks == [rank + 8 for rank in first.ranks]
+            for shard, other in zip(
+                moved.sharding_spec.shards, first.sharding_spec.shards, strict=True
+            ):
+                assert shard.placement.rank() == other.placement.rank() + 8
+                assert shard.placement.device() == other.placement.device()
+                assert shard.shard_offsets == other.shard_offsets
+
+
+def test_what_cannot_be_averaged_is_refused_in_groups(plan_small):
+    hosts = ("topology.hosts=2", "topology.sharding_group=8")
+    for rule in ('compute_kernels=["fused_uvm"]', 'sharding_types=["data_parallel"]'):
+        with pytest.raises(UserError, match="with a sharding_group, table 'item' needs"):
+            plan_small("8xh100", f"defaults.{rule}", *hosts)
+    assert plan_small("8xh100", *hosts).modules["trained"]["item"].compute_kernel == "fused"
+
+
 def test_a_plan_of_the_model_passes(plan_small, small):
     plan = plan_small("2xcpu")
     model = small["SmallModel"]("meta")

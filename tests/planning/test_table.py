@@ -100,3 +100,15 @@ def test_least_and_most_name_their_ranks(plan_small):
         for rank in (0, 1)
     ]
     assert human_bytes(max(held)) in weights
+
+
+def test_replicas_tell_what_an_average_moves(plan_small):
+    groups = ("topology.hosts=2", "topology.sharding_group=8", "topology.sync_every=3")
+    rules = 'defaults.sharding_types=["row_wise"]'
+    plan = plan_small("8xh100", rules, *groups, optimizer="rowwise_adagrad")
+    trained = plan.modules["trained"].values()
+    moved = sum(t.shards[0].weight_bytes + t.shards[0].state_bytes for t in trained)
+    text = rendered(plan)
+    assert "2 replicas of 8 ranks, the table above is of one: " in text
+    assert f"averaging them moves {human_bytes(moved)} per rank" in text
+    assert "every 3 steps" in text
