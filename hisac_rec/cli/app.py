@@ -31,6 +31,7 @@ COMMANDS = (
     "score",
     "export",
     "store",
+    "inspect",
     "tune",
     "compare",
     "demo",

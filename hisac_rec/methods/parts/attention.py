@@ -142,6 +142,31 @@ class CandidateAttention(nn.Module):
         joined = attended.transpose(1, 2).flatten(2)
         return self.out(blocks.rows(joined))
 
+    @torch.no_grad()
+    def weights(
+        self,
+        candidates: Tensor,
+        offsets: Tensor,
+        memory: Tensor,
+        mask: Tensor,
+        bias: Tensor | None,
+        kinship: Kinship | None = None,
+    ) -> Tensor:
+        """[N, K+1] where each candidate looks, mean over heads, the null slot last. Plain and
+        slow, for people; see :meth:`forward` for the arguments.
+        """
+        request = torch.repeat_interleave(offsets.diff())
+        queries = self.query(candidates).unflatten(-1, (self.heads, -1))
+        keys = _append(self.key(memory), self.null_key).unflatten(-1, (self.heads, -1))
+        scores = torch.einsum("nhd,nkhd->nhk", queries, keys[request]) * queries.shape[-1] ** -0.5
+        added = torch.zeros_like(mask, dtype=memory.dtype) if bias is None else bias
+        added = added.masked_fill(~mask, float("-inf"))
+        scores = scores + functional.pad(added, (0, 1))[request].unsqueeze(1)
+        if kinship is not None:
+            near = functional.pad(kinship.cosines(request), (0, 1))
+            scores = scores + kinship.gain[:, None] * near.unsqueeze(1)
+        return scores.softmax(-1).mean(1)
+
     def _split(self, rows: Tensor) -> Tensor:
         """[x, y, d] -> [x, H, y, d/H]."""
         return rows.unflatten(-1, (self.heads, -1)).transpose(1, 2)
