@@ -8,9 +8,11 @@ load (:mod:`hisac_rec.train.restore`), so a checkpoint of two ranks loads on one
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as NotDoneError
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -52,6 +54,10 @@ TIMEOUT = timedelta(minutes=30)
 """A rank that has written waits so long for those that have not."""
 
 
+LINGER = timedelta(minutes=2)
+"""And so long where the training has failed, be it because a rank is gone."""
+
+
 @dataclass(frozen=True)
 class Keep:
     """How many checkpoints stay.
@@ -81,7 +87,6 @@ class Checkpoints:
         self._per_host = per_host
         self._group: dist.ProcessGroup | None = None
         self._staging = Staging()
-        self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._writing: tuple[int, Future[None]] | None = None
         self._written: set[int] = set()
 
@@ -133,9 +138,8 @@ class Checkpoints:
             # Of its own: it is used beside the training's collectives, by another thread.
             self._group = dist.new_group(backend="gloo", timeout=TIMEOUT)
         if self._per_host and self._staging.fits(state, self._group, self._per_host):
-            state = self._staging.copy(state)
-            work = self._thread.submit(self._write, state, manifest, files)
-            self._writing = (step, work)
+            state = self._staging.copy(state)  # the next steps change the original
+            self._writing = (step, _in_thread(lambda: self._write(state, manifest, files)))
             return
         if self._per_host:
             log.warning(
@@ -173,9 +177,17 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        """Whatever ended the training, what is being written is written to its end."""
+        """Whatever ended the training, what is being written is written to its end.
+
+        All ranks meet a ``UserError``. Anything else may be that a rank is no longer there, and
+        then the others cannot finish: they wait a little, and leave what does not count.
+        """
         try:
+            if self._writing is not None and not isinstance(error, UserError | None):
+                self._writing[1].exception(LINGER.total_seconds())
             self.wait()
+        except NotDoneError:
+            log.error("the checkpoint that was being written is left unfinished: no word of a rank")
         except UserError as problem:
             if error is None:
                 raise
@@ -257,6 +269,21 @@ class Checkpoints:
         dist.broadcast_object_list(problem, src=0, group=self._group)
         if problem[0]:
             raise OSError(problem[0])
+
+
+def _in_thread(work: Callable[[], None]) -> Future[None]:
+    """Work of a thread that does not keep the process alive."""
+    done: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            work()
+            done.set_result(None)
+        except BaseException as error:  # handed over, not swallowed
+            done.set_exception(error)
+
+    threading.Thread(target=run, name="checkpoint", daemon=True).start()
+    return done
 
 
 def _not_written(path: Path, cause: BaseException) -> UserError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import FileSystemWriter
-from training import logged, one_process, predict_run, small_config, train_run
+from training import logged, one_process, predict_run, small_config, torchrun, train_run
 
 from hisac_rec.data.contract import PreparedData
 from hisac_rec.errors import UserError
@@ -148,6 +149,42 @@ def test_a_failed_checkpoint_stops_the_training(
     train_run(config, small_data, out, resume=True)
     assert RunFolder(out).checkpoints().steps()[:2] == [5, 10]
     assert not list(out.rglob("*.partial"))
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_a_rank_that_cannot_write_stops_all(small_data: PreparedData, tmp_path: Path) -> None:
+    """Two ranks go on while one of them is writing; where it fails, none waits for ever."""
+    out = tmp_path / "run"
+    torchrun(Path(__file__).with_name("unable_to_write.py"), small_data.root, out)
+    errors = [path.read_text() for path in out.glob("error-*.txt")]
+    assert errors
+    for error in errors:
+        assert "step-00000010: the checkpoint could not be written" in error
+        assert "No space left on device" in error
+    assert len(errors) + len(list(out.glob("left-*.txt"))) == 2
+    assert RunFolder(out).checkpoints().steps() == [5]
+
+
+def test_a_rank_that_is_gone_is_not_waited_for(
+    small_data: PreparedData,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Its part never comes; the training ends with what it met first."""
+
+    def lost(trainer: Trainer) -> None:
+        raise RuntimeError("Connection closed by peer")
+
+    gate = Gate(monkeypatch)
+    monkeypatch.setattr("hisac_rec.train.checkpoint.LINGER", timedelta(seconds=0.2))
+    at_step(monkeypatch, 7, lost)
+    with pytest.raises(RuntimeError, match="Connection closed by peer"):
+        train_run(small_config("train.checkpoint_every=5"), small_data, tmp_path / "run")
+    assert "is left unfinished: no word of a rank" in caplog.text
+    assert RunFolder(tmp_path / "run").checkpoints().steps() == []
+    gate.open.set()
 
 
 def test_an_exception_waits_for_the_checkpoint(
