@@ -16,6 +16,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -31,6 +32,8 @@ from hisac_rec.train.job import Job
 from hisac_rec.train.location import locate
 from hisac_rec.train.manifest import CheckpointManifest, Position, first_difference
 from hisac_rec.train.reading import FILE, Reading
+
+log = logging.getLogger(__name__)
 
 STACK = ("torch", "torchrec", "fbgemm-gpu-cpu", "fbgemm-gpu", "torchx", "pyarrow", "duckdb")
 
@@ -117,7 +120,10 @@ class RunFolder:
                 "or go on with --resume"
             )
         if resume and not exists and not steps:
-            raise UserError(f"{self.root}: no run to resume there")
+            if self._checkpoints is None:
+                raise UserError(f"{self.root}: no run to resume there")
+            # One command for the first start and for every other, on machines that come and go.
+            log.warning("%s: no checkpoint there yet, a new run starts", self._checkpoint_folder())
         if resume and exists:
             before, now = self.config(), job.config
             changed = first_difference(

@@ -51,6 +51,24 @@ def test_the_resolved_configuration_is_kept(trained: Path) -> None:
     assert (trained / "config.toml").read_text() == dump_toml(config)
 
 
+def test_start_from_another_run_with_checkpoints_elsewhere(
+    trained: Path, small_data: PreparedData, tmp_path: Path
+) -> None:
+    out, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    warm = ["--warm-start", trained, "--warm-start-optimizer"]
+    quick = sets(*SMALL_SETS, "train.max_candidates=500")
+    invoke(
+        "train", "hisac", small_data.root, "--out", out, "--checkpoints", elsewhere, *warm, *quick
+    )
+    assert (
+        "| item | 151 | 151 | 151 | 0 | 0 | the same data |" in (out / "warm_start.md").read_text()
+    )
+    assert [path.name for path in elsewhere.iterdir()] == [
+        RunFolder(out).checkpoints().find("last").name
+    ]
+    assert not (out / "checkpoints").exists()
+
+
 def without_times(text: str) -> str:
     """The output without the clock of its log lines."""
     return re.sub(r"^\d\d:\d\d:\d\d ", "", text, flags=re.MULTILINE)

@@ -38,7 +38,7 @@ def through_a_store(url: str, data: PreparedData, out: Path) -> None:
     """Train, evaluate, lose the machine, go on elsewhere."""
     config = small_config(*CONFIG)
     local = train_run(config, data, out / "local")
-    assert train_run(config, data, out / "run", checkpoints=url) == local
+    assert train_run(config, data, out / "run", checkpoints=url, resume=True) == local
     run = RunFolder(out / "run")
     steps = run.checkpoints().steps()
     assert steps == RunFolder(out / "local").checkpoints().steps()
