@@ -202,6 +202,13 @@ def test_compare_and_tune_render_too():
     ]
 
 
+def test_several_settings_reach_the_command():
+    given = ("--set=train.epochs=3", "--set=train.seed=1")
+    arguments = ("--model", "hisac", "--data", "d", "--out", "/runs/x", "--", *given)
+    (shell,) = re.findall(r"bash -c (.*)\n", dry_run("slurm", "train", *arguments))
+    assert shlex.split(shlex.split(shell)[0])[-2:] == [*given]
+
+
 def test_a_dollar_in_an_argument_stays_a_dollar():
     (shell,) = re.findall(
         r"bash -c (.*)\n", dry_run("slurm", "evaluate", "--run", "/runs/$HOME $$ `ls`")
