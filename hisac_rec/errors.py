@@ -28,3 +28,21 @@ def did_you_mean(name: str, valid: Iterable[str]) -> str:
     if near:
         return f"; did you mean '{near[0]}'?"
     return f"; valid names are: {', '.join(names)}" if names else ""
+
+
+class EndedError(Exception):
+    """A job ended before it was done, through no fault of the input; it can be gone on with."""
+
+    exit_code = 1
+
+
+class AskedToEndError(EndedError):
+    """A signal asked the job to end, and what it had done was saved."""
+
+    exit_code = 75
+
+
+class LostRankError(EndedError):
+    """Another rank of the job failed, was killed or did not arrive in time."""
+
+    exit_code = 76

@@ -4,7 +4,8 @@ A command file defines ``run``, a typer function with a docstring (its help). Im
 torch and friends belong inside ``run``, so that ``--help`` answers at once.
 
 Exit codes: 0 done; 2 the input or usage is wrong (the message says what to mend); 1 a
-defect of ours, with its traceback; 130 interrupted.
+defect of ours, with its traceback; 75 asked to end by a signal, a checkpoint was saved; 76
+another rank failed or did not arrive; 130 and 143 ended at once by SIGINT and SIGTERM.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Annotated
 import typer
 
 from hisac_rec import __version__
-from hisac_rec.errors import UserError
+from hisac_rec.errors import EndedError, UserError
 
 COMMANDS = (
     "doctor",
@@ -103,9 +104,12 @@ for _name in COMMANDS:
 
 
 def main() -> None:
-    """Run the command line; turn :class:`UserError` into a message and exit code 2."""
+    """Run the command line; turn what a person can act on into a message and an exit code."""
     try:
         app()
     except UserError as error:
         log.error("%s", error)
         sys.exit(2)
+    except EndedError as error:
+        log.error("%s", error)
+        sys.exit(error.exit_code)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
 
@@ -69,22 +70,29 @@ def run(
     if planner is not None:
         source = load_config(PlannerConfig, find_config("launch/planners", planner))
 
-    from hisac_rec.train.distributed import process_group
+    from hisac_rec.train.distributed import MARGIN, process_group
     from hisac_rec.train.job import open_job
+    from hisac_rec.train.run import RunFolder
     from hisac_rec.train.trainer import train
     from hisac_rec.train.warm_start import WarmStart
 
     warm = None
     if warm_start is not None:
         warm = WarmStart(warm_start, warm_start_data, warm_start_optimizer)
-    with process_group() as ranks:
-        train(
-            open_job(config, prepared),
-            ranks,
-            out,
-            plan=source,
-            resume=resume,
-            profiled=profile,
-            checkpoints=checkpoints,
-            warm=warm,
-        )
+    timeout = timedelta(minutes=config.train.timeout_minutes)
+    with process_group(timeout + MARGIN) as ranks:
+        job = open_job(config, prepared)
+        try:
+            train(
+                job,
+                ranks,
+                out,
+                plan=source,
+                resume=resume,
+                profiled=profile,
+                checkpoints=checkpoints,
+                warm=warm,
+            )
+        finally:
+            if ranks.first:
+                RunFolder(out).story().print()

@@ -10,6 +10,7 @@ Legend: R requests, T history events, N candidates, D semantic-ID levels.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice, pairwise
@@ -29,6 +30,7 @@ from hisac_rec.data.contract import PreparedData, Split
 from hisac_rec.data.inputs import InputSpec
 from hisac_rec.data.items import ItemStore
 from hisac_rec.data.units import RequestTable, Unit, concat_tables, list_units, read_unit
+from hisac_rec.errors import UserError
 
 View: TypeAlias = Callable[[RequestTable], RequestTable]
 """Makes other requests of the users of a unit, e.g. :func:`hisac_rec.serving.moments.snapshots`."""
@@ -48,6 +50,19 @@ class LoaderConfig(Strict):
     """Requests held for shuffling, per rank and worker; units are shuffled as well."""
     workers: int = Field(default=0, ge=0)
     """Loader processes per rank; 0 loads in a background thread of the training process."""
+
+
+def _keep_what_was_inherited(worker: int) -> None:
+    """In a forked worker: the parent's objects are not this process's to destroy.
+
+    The garbage collector could meet a process group in them, whose end waits for threads that a
+    fork does not copy: for ever.
+    """
+    gc.freeze()
+
+
+_BY_WORKER = " in DataLoader worker process "
+"""In the text of an error that a worker has raised, and handed over before it ended."""
 
 
 @dataclass(frozen=True)
@@ -195,7 +210,12 @@ def make_loader(batches: RequestBatches, workers: int) -> Iterator[RequestBatch]
 
     Made anew for every epoch: worker processes that outlive one would go on with the old
     order. ``skip`` is exact for the same number of workers, also after one has run out.
+
+    Raises:
+        UserError: what :class:`RequestBatches` raises, or a worker was killed.
     """
+    if workers:
+        gc.collect()
     loader = DataLoader(
         batches,
         batch_size=None,
@@ -203,7 +223,21 @@ def make_loader(batches: RequestBatches, workers: int) -> Iterator[RequestBatch]
         multiprocessing_context="fork" if workers else None,
         prefetch_factor=4 if workers else None,
         pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_keep_what_was_inherited if workers else None,
         # Of its own: otherwise it draws from the one that dropout goes on from, in its own time.
         generator=torch.Generator(),
     )
-    yield from islice(loader, batches.skip if workers else 0, None)
+    try:
+        yield from islice(loader, batches.skip if workers else 0, None)
+    except UserError as error:
+        # A worker hands its error over as the text of its traceback.
+        raise UserError(str(error).rpartition(f"{UserError.__name__}: ")[2].strip()) from None
+    except (RuntimeError, OSError, EOFError) as error:
+        # One that dies may be noticed as such, or in the midst of handing over a batch.
+        if not workers or _BY_WORKER in str(error):
+            raise
+        raise UserError(
+            "a loader process (loader.workers) was killed or crashed, most often by the kernel "
+            "for want of memory; lower loader.workers or loader.shuffle_requests, or give the "
+            "job more memory. Go on with --resume"
+        ) from error

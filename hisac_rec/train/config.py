@@ -69,6 +69,10 @@ class TrainConfig(Strict):
     """Newest checkpoints kept, besides the best."""
     keep_best: int = Field(default=1, gt=0)
     """Checkpoints kept of the best evaluations."""
+    timeout_minutes: float = Field(default=10.0, gt=0)
+    """How long ranks wait for another one before all end, naming it; a tenth of it brings a
+    warning. Must be longer than anything that a rank does while the others wait: reading a batch,
+    putting together the metrics of a validation split."""
 
     @model_validator(mode="after")
     def _whole_groups(self) -> TrainConfig:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
+import psutil
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -22,6 +23,9 @@ from hisac_rec.train.hosts import check_own_address
 
 TIMEOUT = timedelta(minutes=10)
 """A collective that waits longer than this for a rank fails on all others."""
+
+MARGIN = timedelta(minutes=1)
+"""By how much collectives wait longer than a training, which can name the rank it waits for."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +37,16 @@ class Ranks:
         world_size: number of ranks.
         per_host: ranks on each host.
         device: where this rank computes.
+        launched: when torchrun was started, seconds since 1970; None without it.
+        restarts: how often torchrun has started the ranks again after a failure.
     """
 
     rank: int
     world_size: int
     per_host: int
     device: torch.device
+    launched: float | None = None
+    restarts: int = 0
 
     @property
     def first(self) -> bool:
@@ -47,8 +55,11 @@ class Ranks:
 
 
 @contextmanager
-def process_group() -> Iterator[Ranks]:
+def process_group(timeout: timedelta = TIMEOUT) -> Iterator[Ranks]:
     """Join the job's process group, and leave it at the end.
+
+    Args:
+        timeout: how long a collective waits for a rank.
 
     GPUs use NCCL for device tensors; host tensors always go over gloo.
     """
@@ -65,19 +76,30 @@ def process_group() -> Iterator[Ranks]:
     if launched:
         if os.environ.get("LOCAL_WORLD_SIZE") != os.environ["WORLD_SIZE"]:
             check_own_address()
-        dist.init_process_group(backend, timeout=TIMEOUT)
+        dist.init_process_group(backend, timeout=timeout)
     else:
         dist.init_process_group(
-            backend, store=dist.HashStore(), rank=0, world_size=1, timeout=TIMEOUT
+            backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout
         )
     if dist.get_rank() != 0:
         logging.getLogger().setLevel(logging.WARNING)
     try:
         world_size = dist.get_world_size()
         per_host = int(os.environ.get("LOCAL_WORLD_SIZE", world_size)) if launched else 1
-        yield Ranks(dist.get_rank(), world_size, per_host, device)
-    finally:
-        dist.destroy_process_group()
+        yield Ranks(
+            dist.get_rank(),
+            world_size,
+            per_host,
+            device,
+            launched=psutil.Process(os.getppid()).create_time() if launched else None,
+            restarts=int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)),
+        )
+    except BaseException:
+        # Leaving together with ranks that may be gone could wait for them; the process ends.
+        if dist.get_world_size() == 1:
+            dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()
 
 
 def gather_numbers(mine: list[float]) -> Tensor:

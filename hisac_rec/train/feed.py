@@ -2,8 +2,9 @@
 
 Every rank calls :class:`Feeder` equally often. Before each batch the ranks add up how many
 candidates they hold; a rank that has run out works on an empty batch until all have, and
-then all stop together. The same sum scales the loss, so that a step's gradient
-is the mean over the candidates of all ranks, however they are dealt out.
+then all stop together, as they do when one of them was asked to end. The same sum scales the
+loss, so that a step's gradient is the mean over the candidates of all ranks, however they are
+dealt out.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import torch
 import torch.distributed as dist
 
 from hisac_rec.data.batch import RequestBatch
+from hisac_rec.train.watch import Bystander
 
 T = TypeVar("T")
 _END = object()
@@ -51,6 +53,7 @@ class Feeder(Iterator[RequestBatch]):
         world_size: number of ranks.
         group: a group of its own for the counts, so that they never mix with the model's
             collectives; None on one rank.
+        watch: told what this rank does, and asked whether it is to end.
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class Feeder(Iterator[RequestBatch]):
         empty: Callable[[], RequestBatch],
         world_size: int,
         group: dist.ProcessGroup | None,
+        watch: Bystander | None = None,
     ) -> None:
         self._batches = iter(batches)
         self._empty = empty
@@ -66,18 +70,26 @@ class Feeder(Iterator[RequestBatch]):
         self._group = group
         self._in_flight: deque[Fed] = deque()
         self._ended = False
+        self._watch = watch or Bystander()
+        self.stopping = False
+        """A rank was asked to end. All ranks know it after the same step."""
 
     def __next__(self) -> RequestBatch:
         """The next batch, with its ``loss_scale`` set; stops on all ranks at once."""
         if self._ended:
             raise StopIteration
+        self._watch.beat("read the next batch")
         start = time.perf_counter()
         batch = next(self._batches, None)
         read = time.perf_counter()
-        count = torch.tensor([0, 0] if batch is None else [1, batch.num_candidates])
+        self._watch.beat("wait for the other ranks before a step")
+        mine = [0, 0] if batch is None else [1, batch.num_candidates]
+        sums = torch.tensor([*mine, int(self._watch.asked_to_end)])
         if self._group is not None:
-            dist.all_reduce(count, group=self._group)
-        reading, candidates = count.tolist()
+            dist.all_reduce(sums, group=self._group)
+        reading, candidates, stopping = sums.tolist()
+        self.stopping = self.stopping or stopping > 0
+        self._watch.beat("compute")
         counted = time.perf_counter()
         if not reading:
             self._ended = True

@@ -24,6 +24,10 @@ class Position(Strict):
     """Steps done within the epoch."""
     candidates: int = 0
     """Candidates of all ranks read within the epoch."""
+    evaluated: int = -1
+    """Step of the last evaluation."""
+    owed: bool = False
+    """The evaluation of this step was broken off: it comes before anything else."""
 
 
 class CheckpointManifest(Strict):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from pathlib import Path
 
@@ -10,9 +11,12 @@ import psutil
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
+log = logging.getLogger(__name__)
+
 
 class MetricsLog:
-    """Writes metrics of rank 0; does nothing on other ranks.
+    """Writes metrics of rank 0; does nothing on other ranks. Storage that does not take them is
+    no reason to end a training: that is told when it does not take a checkpoint.
 
     Args:
         folder: the run folder.
@@ -27,16 +31,23 @@ class MetricsLog:
         """Record ``values`` of one ``group`` (train, valid) at a step."""
         if self._board is None:
             return
-        with self._path.open("a") as file:
-            file.write(json.dumps({"step": step, "group": group, "time": time.time()} | values))
-            file.write("\n")
-        for name, value in values.items():
-            self._board.add_scalar(f"{group}/{name}", value, step)
+        line = json.dumps({"step": step, "group": group, "time": time.time()} | values)
+        try:
+            with self._path.open("a") as file:
+                file.write(f"{line}\n")
+            for name, value in values.items():
+                self._board.add_scalar(f"{group}/{name}", value, step)
+        except OSError as error:
+            log.warning("%s: metrics of step %d not written: %s", self._path.parent, step, error)
 
     def close(self) -> None:
         """Flush TensorBoard's file."""
-        if self._board is not None:
+        if self._board is None:
+            return
+        try:
             self._board.close()
+        except OSError as error:  # must not hide the error that ends the job
+            log.warning("%s: curves not written: %s", self._path.parent, error)
 
 
 def memory_gib(device: torch.device) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from typing import Any, TypeAlias
 
 import torch
@@ -21,11 +22,13 @@ from hisac_rec.data.batch import RequestBatch
 from hisac_rec.data.consumed import Consumed
 from hisac_rec.data.contract import Split
 from hisac_rec.data.loader import RequestBatches, Shard, View, make_loader
-from hisac_rec.train.distributed import Ranks
+from hisac_rec.errors import AskedToEndError
+from hisac_rec.train.distributed import MARGIN, Ranks
 from hisac_rec.train.feed import Fed, Feeder, in_background
 from hisac_rec.train.job import Job
 from hisac_rec.train.optim import Optimizers
 from hisac_rec.train.replicas import sync_interval
+from hisac_rec.train.watch import Bystander
 
 Pipeline: TypeAlias = (
     TrainPipelineSparseDist[RequestBatch, tuple[Tensor, Tensor]]
@@ -101,12 +104,17 @@ class Batches:
     Args:
         job: data and model.
         ranks: this process.
+        watch: told what this rank does, and asked whether it is to end.
     """
 
-    def __init__(self, job: Job, ranks: Ranks) -> None:
+    def __init__(self, job: Job, ranks: Ranks, watch: Bystander | None = None) -> None:
         self._job = job
         self._ranks = ranks
-        self._group = dist.new_group(backend="gloo") if ranks.world_size > 1 else None
+        self._watch = watch
+        self._group: dist.ProcessGroup | None = None
+        if ranks.world_size > 1:
+            timeout = timedelta(minutes=job.config.train.timeout_minutes) + MARGIN
+            self._group = dist.new_group(backend="gloo", timeout=timeout)
         self._empty = BatchAssembler(job.spec, job.items).empty
 
     def train(self, epoch: int, skip: int = 0, without: Consumed | None = None) -> Feeder:
@@ -149,7 +157,9 @@ class Batches:
         loader = make_loader(batches, job.config.loader.workers)
         if each is not None:
             loader = map(each, loader)
-        return Feeder(in_background(loader), self._empty, ranks.world_size, self._group)
+        return Feeder(
+            in_background(loader), self._empty, ranks.world_size, self._group, self._watch
+        )
 
 
 def predict(
@@ -159,6 +169,7 @@ def predict(
 
     Raises:
         RuntimeError: see :func:`steps`.
+        AskedToEndError: on all ranks after the same step.
     """
     for batch, logits in outputs(model, optimizers, ranks, feeder):
         if batch.num_candidates:
@@ -180,6 +191,8 @@ def outputs(
         with torch.no_grad():
             for fed, _, output in steps(pipeline, feeder):
                 yield fed.batch, output
+                if feeder.stopping:
+                    raise AskedToEndError("asked to end during an evaluation")
     finally:
         model.train()
         pipeline.detach()

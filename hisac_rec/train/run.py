@@ -9,6 +9,8 @@
     checkpoints/          step-*/, unless run.json says that they lie elsewhere
     metrics.jsonl         one line per log line and evaluation
     tensorboard/          the same as curves
+    heartbeat.json        what every rank is doing; heartbeat/rank-*.json are their own
+    summary.json          what happened
     predictions/<split>/  of ``evaluate``
     report-<split>.json   what it found; ``.md`` for people
 """
@@ -32,6 +34,7 @@ from hisac_rec.train.job import Job
 from hisac_rec.train.location import locate
 from hisac_rec.train.manifest import CheckpointManifest, Position, first_difference
 from hisac_rec.train.reading import FILE, Reading
+from hisac_rec.train.summary import RunStory
 
 log = logging.getLogger(__name__)
 
@@ -136,6 +139,10 @@ class RunFolder:
                     f"configuration: {changed} in this one; resume with the same model file "
                     "(only [train] and [loader] may change)"
                 )
+
+    def story(self) -> RunStory:
+        """What happened to it."""
+        return RunStory(self.root, self.checkpoints())
 
     def create(self, job: Job, plan: Plan, *, world_size: int, device: str) -> None:
         """Write what is known before training starts (rank 0)."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import TypeAlias
 
@@ -16,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from hisac_rec.errors import AskedToEndError
 from hisac_rec.planning.config import PlannerConfig
 from hisac_rec.planning.plan_io import Plan
 from hisac_rec.progress import progress
@@ -32,8 +34,10 @@ from hisac_rec.train.reading import Reading
 from hisac_rec.train.replicas import sync_replicas
 from hisac_rec.train.restore import whole_state
 from hisac_rec.train.run import RunFolder, checkpoint_files, checkpoint_manifest
+from hisac_rec.train.summary import Progress
 from hisac_rec.train.validation import validate
 from hisac_rec.train.warm_start import WarmStart, warm_start
+from hisac_rec.train.watch import Bystander, Watch
 from hisac_rec.train.window import Window, log_line
 
 log = logging.getLogger(__name__)
@@ -75,33 +79,42 @@ def train(
     Raises:
         UserError: ``out`` is taken, nothing to resume, plan or checkpoint do not fit, or the
             loss is no longer finite (naming step and rows).
+        AskedToEndError: after a signal, when the step is finished and a checkpoint saved.
+        LostRankError: another rank failed, was killed or did not arrive.
     """
     folder = RunFolder(out, checkpoints)
+    story = folder.story()
+    resume = resume or story.is_restarted(ranks)
     folder.require(job, resume=resume)
-    sharding = resolve_plan(job, ranks, plan)
-    model = shard(job, sharding, ranks)
-    optimizers = Optimizers(model, job.config.train)
-    trainer = Trainer(job, ranks, folder, model, optimizers, watcher)
-    trainer.plan = sharding
-    # A job that died before its first checkpoint left none: it starts again.
-    goes_on = resume and bool(trainer.checkpoints.steps())
-    if goes_on:
-        trainer.resume()
-    if ranks.first and not (goes_on and folder.exists()):
-        folder.create(job, sharding, world_size=ranks.world_size, device=ranks.device.type)
-    if warm is not None and not goes_on:
-        report = warm_start(warm, job, model, optimizers).markdown()
-        log.info("%s", report)
+    trainer: Trainer | None = None
+    with (
+        story.told(lambda: trainer.progress() if trainer else Progress()),
+        Watch(out, ranks, timedelta(minutes=job.config.train.timeout_minutes), story.lost) as watch,
+    ):
+        sharding = resolve_plan(job, ranks, plan)
+        model = shard(job, sharding, ranks)
+        optimizers = Optimizers(model, job.config.train)
+        trainer = Trainer(job, ranks, folder, model, optimizers, watcher, watch)
+        trainer.plan = sharding
+        # A job that died before its first checkpoint left none: it starts again.
+        goes_on = resume and bool(trainer.checkpoints.steps())
+        if goes_on:
+            trainer.resume()
+        if ranks.first and not (goes_on and folder.exists()):
+            folder.create(job, sharding, world_size=ranks.world_size, device=ranks.device.type)
+        if warm is not None and not goes_on:
+            report = warm_start(warm, job, model, optimizers).markdown()
+            log.info("%s", report)
+            if ranks.first:
+                folder.warm_start.write_text(report)
         if ranks.first:
-            folder.warm_start.write_text(report)
-    dist.barrier()
-    recorder = StepProfiler(folder.root, ranks) if profiled else None
-    try:
-        with trainer.checkpoints, recorder or nullcontext():
+            story.begin(ranks, resumed_from=trainer.position.step if goes_on else None)
+        dist.barrier()
+        watch.show()
+        recorder = StepProfiler(folder.root, ranks) if profiled else None
+        with closing(trainer), trainer.checkpoints, recorder or nullcontext():
             trainer.after_step = recorder.step if recorder else trainer.after_step
             return trainer.run()
-    finally:
-        trainer.close()
 
 
 class Trainer:
@@ -115,11 +128,13 @@ class Trainer:
         model: torch.nn.Module,
         optimizers: Optimizers,
         watcher: Watcher | None = None,
+        watch: Bystander | None = None,
     ) -> None:
         self.job, self.ranks, self.folder = job, ranks, folder
+        self.watch = watch or Bystander()
         self.config = job.config.train
         self.model, self.optimizers, self.watcher = model, optimizers, watcher
-        self.batches = Batches(job, ranks)
+        self.batches = Batches(job, ranks, self.watch)
         self.plan: Plan | None = None
         self.checkpoints = folder.checkpoints(
             Keep(self.config.keep_checkpoints, self.config.keep_best),
@@ -134,12 +149,16 @@ class Trainer:
         self.window = Window(ranks, self.coverage)
         self.after_step: Callable[[], None] = lambda: None
         self._metrics_log: MetricsLog | None = None
+        self._saved = -1
+        """Step of the last checkpoint."""
         self._total = job.data.manifest.splits["train"].candidates
         self._budget = min(self.config.epochs * self._total, self.config.max_candidates or 1 << 62)
 
     def run(self) -> dict[str, float]:
         """All epochs, with evaluation, checkpoints and early stop."""
         self._metrics_log = MetricsLog(self.folder.root, self.ranks.first)
+        if self.position.owed:
+            self._evaluate()
         while self.position.epoch < self.config.epochs and not self._is_over():
             self._epoch()
         self.checkpoints.wait()
@@ -152,7 +171,6 @@ class Trainer:
         pipeline = make_pipeline(self.model, self.optimizers, self.ranks, self.config.accumulate)
         self.coverage.clear()
         self.window.restart()
-        evaluated = -1
         title = f"epoch {epoch + 1}/{self.config.epochs}"
         with progress(title, self._total, "candidates") as advance:
             advance(self.position.candidates)
@@ -170,39 +188,59 @@ class Trainer:
                     pipeline.detach()
                     self._evaluate()
                     pipeline.attach()
-                    evaluated = self.position.step
                     if self._should_stop():
                         break
                 elif save:
                     self._save()
                 if self._is_spent():
                     break
+                if feeder.stopping:
+                    self._end_here()
         pipeline.detach()
         self._log()
         if self._should_stop():
             return
         if self._is_spent():
-            if evaluated != self.position.step:
+            if not self._is_evaluated():
                 self._evaluate()
             return
-        self.position = Position(step=self.position.step, epoch=epoch + 1)
+        at = self.position
+        self.position = Position(step=at.step, epoch=epoch + 1, evaluated=at.evaluated)
         self.reading = Reading()
-        if evaluated != self.position.step:
+        if not self._is_evaluated():
             self._evaluate()
         else:  # evaluated at the epoch's last step: only the position is new
             self._save()
 
     def _count(self, fed: Fed, loss: Tensor) -> None:
         at = self.position
-        self.position = Position(
-            step=at.step + 1,
-            epoch=at.epoch,
-            batch=at.batch + 1,
-            candidates=at.candidates + fed.candidates,
+        self.position = at.model_copy(
+            update={
+                "step": at.step + 1,
+                "batch": at.batch + 1,
+                "candidates": at.candidates + fed.candidates,
+            }
         )
+        self.watch.beat("compute", step=at.step + 1, epoch=at.epoch)
         self.reading.note(fed.batch)
         self.window.note(fed, loss, self.optimizers.gradient_norm)
         self.optimizers.set_progress(self.position.step, self._progress())
+
+    def _end_here(self) -> None:
+        """A rank was asked to end: keep what has been learned."""
+        self._log()
+        if self._saved != self.position.step:
+            self._save()
+        self.checkpoints.wait()
+        raise self._asked_to_end()
+
+    def _asked_to_end(self) -> AskedToEndError:
+        return AskedToEndError(
+            f"asked to end by a signal: saved {self.checkpoints.find('last')}; go on with --resume"
+        )
+
+    def _is_evaluated(self) -> bool:
+        return self.position.evaluated == self.position.step
 
     def _is_over(self) -> bool:
         return self._should_stop() or self._is_spent()
@@ -234,9 +272,20 @@ class Trainer:
     def _evaluate(self) -> None:
         """Validation metrics, early-stop state and a checkpoint."""
         started = time.perf_counter()
+        self.watch.beat("evaluate")
         sync_replicas(self.model)
         feeder = self.batches.in_order("valid")
-        self.metrics = validate(predict(self.model, self.optimizers, self.ranks, feeder))
+        try:
+            metrics = validate(predict(self.model, self.optimizers, self.ranks, feeder))
+        except AskedToEndError:
+            self.position = self.position.model_copy(update={"owed": True})
+            self._save()
+            self.checkpoints.wait()
+            raise self._asked_to_end() from None
+        self.metrics = metrics
+        self.position = self.position.model_copy(
+            update={"evaluated": self.position.step, "owed": False}
+        )
         value = self.metrics[self.config.metric]
         better = -value if self.config.metric == "logloss" else value
         self.scored = (self.position.step, better)
@@ -262,6 +311,7 @@ class Trainer:
 
     def _save(self) -> None:
         """Begin a checkpoint of this step; what is written is the state as it is now."""
+        self.watch.beat("save a checkpoint")
         ranks, plan, scored = self.ranks, self.plan, self.scored
         score = scored[1] if scored and scored[0] == self.position.step else None
         manifest = checkpoint_manifest(
@@ -273,6 +323,8 @@ class Trainer:
             manifest,
             checkpoint_files(self.job, plan, self.reading),
         )
+        self._saved = self.position.step
+        self.watch.beat("compute")
 
     def _should_stop(self) -> bool:
         return bool(
@@ -285,10 +337,12 @@ class Trainer:
         Raises:
             UserError: there is none, or it does not fit.
         """
+        self.watch.beat("load a checkpoint")
         path = self.checkpoints.find("last")
         expected = checkpoint_manifest(self.job, self.ranks.world_size, Position(), {}, {})
         manifest = load_checkpoint(path, self.model, self.optimizers, expected)
         self.position, self.best = manifest.position, manifest.best
+        self._saved = self.position.step
         self.metrics = manifest.metrics
         dealt_anew = (manifest.world_size, manifest.loader) != (
             expected.world_size,
@@ -302,6 +356,16 @@ class Trainer:
             path,
             self.position.step,
             ", the rest of the epoch dealt out anew" if dealt_anew else "",
+        )
+
+    def progress(self) -> Progress:
+        """How far training has come, for the summary."""
+        return Progress(
+            step=self.position.step,
+            epoch=self._seen() / max(1, self._total),
+            candidates=self._seen(),
+            best=self.metrics_of_best(),
+            stopped_early=self._should_stop(),
         )
 
     def metrics_of_best(self) -> dict[str, float]:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 from builders import write_prepared
 
 from hisac_rec.data.assemble import BatchAssembler
+from hisac_rec.data.batch import RequestBatch
 from hisac_rec.data.inputs import InputConfig, build_input_spec
 from hisac_rec.data.items import load_items
-from hisac_rec.data.loader import LoaderConfig, RequestBatches
+from hisac_rec.data.loader import LoaderConfig, RequestBatches, make_loader
 from hisac_rec.train.feed import Feeder, in_background
 
 
@@ -77,3 +81,39 @@ def test_leaving_early_stops_the_thread() -> None:
 
 def loader_threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "loader"]
+
+
+class CollectsOften(RequestBatches):
+    """Turns the garbage collector on in the worker that reads it."""
+
+    def __init__(self, batches: RequestBatches) -> None:
+        vars(self).update(vars(batches))
+
+    def __iter__(self) -> Iterator[RequestBatch]:
+        gc.enable()
+        yield from super().__iter__()
+
+
+def test_workers_do_not_destroy_what_they_inherit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process group in a forked worker's garbage: its end would wait for threads left behind."""
+    data = write_prepared(tmp_path)
+    spec = build_input_spec(InputConfig(candidate=["id"], history=["id"]), data.manifest, ())
+    items = load_items(data, spec, None)
+    batches = RequestBatches(data, "train", spec, items, LoaderConfig(max_candidates=20))
+    expected = len(list(batches))
+    often = gc.get_threshold()
+    gc.disable()
+    try:
+        store = dist.HashStore()
+        ring: list[object] = [dist.ProcessGroupGloo(store, 0, 1, timedelta(minutes=1))]
+        ring.append(ring)
+        monkeypatch.setattr(gc, "collect", lambda: 0)  # it became garbage just before the fork
+        del ring
+        gc.set_threshold(1)
+        found = sum(1 for _ in make_loader(CollectsOften(batches), workers=2))
+        assert found == expected
+    finally:
+        gc.set_threshold(*often)
+        gc.enable()

@@ -1,0 +1,251 @@
+"""Start real ranks of ``hisac-rec train``, break them, and tell what the model has learned.
+
+Ranks are forked from a server that has imported everything: a start costs a second, not ten.
+Each writes down which requests every step trained on, unbuffered, so that what it wrote survives
+its own SIGKILL.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import resource
+import socket
+import sys
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from hisac_rec.config import dump_toml
+from hisac_rec.data.contract import PreparedData
+from hisac_rec.ranker.config import ModelConfig
+
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["hisac_rec.train.trainer", "hisac_rec.cli.app", "drills"])
+
+PATIENCE = 120.0
+"""Seconds after which a drill has failed."""
+
+
+@dataclass
+class Rank:
+    """One started process."""
+
+    process: Any
+    output: Path
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def send(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def text(self) -> str:
+        return self.output.read_text() if self.output.exists() else ""
+
+    def exit_code(self) -> int:
+        """Wait for its end."""
+        self.process.join(PATIENCE)
+        assert self.process.exitcode is not None, f"rank did not end:\n{self.text()[-3000:]}"
+        return self.process.exitcode
+
+
+@dataclass
+class Drill:
+    """One run folder and the ranks that work on it, start after start."""
+
+    data: PreparedData
+    folder: Path
+    config: ModelConfig
+    starts: int = 0
+    ranks: list[Rank] = field(default_factory=list)
+
+    @property
+    def run(self) -> Path:
+        return self.folder / "run"
+
+    @property
+    def records(self) -> Path:
+        return self.folder / "records"
+
+    def start(self, *options: str, ranks: int = 2, file_bytes: int | None = None) -> list[Rank]:
+        """Start ranks as torchrun would; ``file_bytes`` limits every file they write."""
+        self.records.mkdir(parents=True, exist_ok=True)
+        model = self.folder / "model.toml"
+        model.write_text(dump_toml(self.config))
+        command = ["train", str(model), str(self.data.root), "--out", str(self.run), *options]
+        port, self.starts = free_port(), self.starts + 1
+        self.ranks = []
+        for rank in range(ranks):
+            environment = {
+                "RANK": rank,
+                "LOCAL_RANK": rank,
+                "WORLD_SIZE": ranks,
+                "LOCAL_WORLD_SIZE": ranks,
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": port,
+            }
+            output = self.folder / f"start{self.starts}-rank{rank}.log"
+            process = SERVER.Process(
+                target=work, args=(command, environment, output, self.records, file_bytes)
+            )
+            process.start()
+            self.ranks.append(Rank(process, output))
+        return self.ranks
+
+    def wait_for(self, step: int, rank: int = 0) -> None:
+        """Until this start has done a step."""
+        self.wait_until(lambda: self._last_step(rank) >= step, f"step {step} of rank {rank}")
+
+    def wait_until(self, true: Callable[[], bool], what: str) -> None:
+        """Until something is so; fails where all ranks end or time runs out before."""
+        end = time.monotonic() + PATIENCE
+        while not true():
+            ended = all(rank.process.exitcode is not None for rank in self.ranks)
+            assert not (ended and not true()), f"all ended before {what}: {self.ranks[0].text()}"
+            assert time.monotonic() < end, f"waited too long for {what}: {self.ranks[0].text()}"
+            time.sleep(0.005)
+
+    def exit_codes(self) -> list[int]:
+        return [rank.exit_code() for rank in self.ranks]
+
+    def finish(self, *options: str, ranks: int = 2) -> None:
+        """Start, and expect a good end."""
+        self.start(*options, ranks=ranks)
+        codes = self.exit_codes()
+        assert codes == [0] * ranks, self.ranks[0].text()[-3000:] + self.ranks[-1].text()[-3000:]
+
+    def text(self) -> str:
+        """What the last start's ranks have said."""
+        return "".join(rank.text() for rank in self.ranks)
+
+    def summary(self) -> dict[str, Any]:
+        return json.loads((self.run / "summary.json").read_text())
+
+    def clean(self) -> None:
+        """Leave no process behind."""
+        for rank in self.ranks:
+            if rank.process.exitcode is None:
+                rank.process.kill()
+                rank.process.join(10)
+
+    def _last_step(self, rank: int) -> int:
+        files = list(self.records.glob(f"rank{rank}-start*-{self.ranks[rank].pid}.jsonl"))
+        lines = [line for path in files for line in read_record(path)]
+        return max((line["step"] for line in lines), default=-1)
+
+
+def learned(records: Path) -> dict[int, Counter[int]]:
+    """Epoch -> how often the final model was trained on each request.
+
+    A start that begins with step s goes on from a model of s - 1 steps: what was trained after
+    that step before is in no model any more, and is done again.
+    """
+    history: dict[tuple[int, int], tuple[int, list[int]]] = {}
+    starts = sorted(records.glob("rank*.jsonl"), key=lambda path: path.stem.split("-")[1])
+    for path in starts:
+        lines = read_record(path)
+        if not lines:
+            continue
+        rank = int(path.stem.split("-")[0].removeprefix("rank"))
+        first = lines[0]["step"]
+        history = {
+            (step, of): value for (step, of), value in history.items() if step < first or of != rank
+        }
+        history |= {(line["step"], rank): (line["epoch"], line["requests"]) for line in lines}
+    epochs: dict[int, Counter[int]] = {}
+    for epoch, requests in history.values():
+        epochs.setdefault(epoch, Counter()).update(requests)
+    return epochs
+
+
+def assert_each_once(drill: Drill) -> None:
+    """Each training request exactly once an epoch in what the final model learned."""
+    requests = drill.data.manifest.splits["train"].requests
+    for epoch, counts in learned(drill.records).items():
+        repeated = [number for number, count in counts.items() if count > 1]
+        assert not repeated, f"epoch {epoch}: {len(repeated)} repeated"
+        assert len(counts) == requests, f"epoch {epoch}: {requests - len(counts)} lost"
+
+
+def read_record(path: Path) -> list[dict[str, Any]]:
+    """Lines of a record; one cut short by a kill is none."""
+    text = path.read_text()
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+def record_steps(records: Path, rank: int) -> None:
+    """From now on, write down which requests each step of this process trains on."""
+    from hisac_rec.train.trainer import Trainer
+
+    path = records / f"rank{rank}-start{time.time_ns()}-{os.getpid()}.jsonl"
+    file = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    count = Trainer._count
+
+    def counted(self: Any, fed: Any, loss: Any) -> None:
+        count(self, fed, loss)
+        rows = fed.batch.request_rows[:, 2].tolist() if fed.batch.num_candidates else []
+        at = self.position
+        line = {"step": at.step, "epoch": at.epoch, "requests": rows}
+        os.write(file, json.dumps(line).encode() + b"\n")
+
+    Trainer._count = counted  # type: ignore[method-assign]
+
+
+def work(
+    command: list[str],
+    environment: dict[str, Any],
+    output: Path,
+    records: Path,
+    file_bytes: int | None,
+) -> None:
+    """Be one rank: the command line as typed, in a fresh session."""
+    file = os.open(output, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.environ.update({name: str(value) for name, value in environment.items()})
+    warnings.simplefilter("ignore")
+    import torch
+
+    from hisac_rec.cli import app
+
+    torch.set_num_threads(1)
+    if file_bytes is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
+    record_steps(records, int(environment["RANK"]))
+    sys.argv = ["hisac-rec", *command]
+    app.main()
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+@contextmanager
+def small_disk(folder: Path, mebibytes: int) -> Iterator[None]:
+    """``folder`` on a disk of its own, of few MiB. Needs root."""
+    import subprocess
+
+    folder.mkdir(parents=True, exist_ok=True)
+    size = f"size={mebibytes}m"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(folder)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def children(pid: int) -> list[psutil.Process]:
+    """Loader workers of a rank."""
+    return psutil.Process(pid).children()
