@@ -24,6 +24,7 @@ from hisac_rec.compare.tables import (
     metric_table,
     slice_tables,
 )
+from hisac_rec.data.parquet import WRITING
 from hisac_rec.evaluation.bootstrap import CONFIDENCE
 from hisac_rec.evaluation.table import markdown_table, rich_table
 
@@ -79,7 +80,7 @@ def write_report(layout: Layout, baseline: str | None = None) -> list[DataSummar
     _replace(layout.out / "report.html", _html(text, svgs).encode())
     table = pa.Table.from_pylist(list(_results(summaries)), schema=RESULTS_SCHEMA)
     temporary = layout.out / ".results.parquet.tmp"
-    pq.write_table(table, temporary, compression="zstd")
+    pq.write_table(table, temporary, **WRITING)
     temporary.replace(layout.out / "results.parquet")
     return summaries
 

@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from hisac_rec.config import Strict
+from hisac_rec.data.parquet import DAMAGED, READING
 from hisac_rec.errors import UserError
 
 M = TypeVar("M", bound=Strict)
@@ -220,13 +221,13 @@ class PreparedData:
         """
         path = self.root / name
         try:
-            return pq.read_table(path, columns=columns, memory_map=True)
+            return pq.read_table(path, columns=columns, memory_map=True, **READING)
         except FileNotFoundError:
             command = "semantic-ids" if name in _SEMANTIC_FILES else "prepare"
             raise UserError(
                 f"{path}: not there; run 'hisac-rec {command}' for this data first"
             ) from None
-        except (pa.ArrowException, OSError) as error:
+        except DAMAGED as error:
             raise UserError(f"{path}: damaged Parquet file ({error}); prepare it again") from None
 
     def _read_json(self, name: str, model: type[M]) -> M:

@@ -33,6 +33,7 @@ from hisac_rec.data.contract import (
     split_schema,
 )
 from hisac_rec.data.definition import DatasetDefinition
+from hisac_rec.data.parquet import WRITING
 from hisac_rec.data.source import Catalogue, Source
 from hisac_rec.data.synthetic import SyntheticSource
 from hisac_rec.data.validate import validate_prepared
@@ -167,7 +168,7 @@ def _write_items(path: Path, manifest: Manifest, catalogue: Catalogue, tally: Tr
     start = 0
     with (
         progress("write items", total=manifest.items, unit="items") as advance,
-        pq.ParquetWriter(path, schema, compression="zstd") as writer,
+        pq.ParquetWriter(path, schema, **WRITING) as writer,
     ):
         for batch in catalogue.batches:
             here = slice(start, start := start + batch.num_rows)
@@ -185,7 +186,7 @@ def _write_vocabularies(folder: Path, source: Source, catalogue: Catalogue) -> N
     for name, values in {**catalogue.vocabularies, **source.user_vocabularies}.items():
         ids = pa.array(np.arange(len(values), dtype=np.int32))
         table = pa.table({"id": ids, "value": values})
-        pq.write_table(table, folder / f"{name}.parquet", compression="zstd")
+        pq.write_table(table, folder / f"{name}.parquet", **WRITING)
 
 
 def _write_json(path: Path, model: Strict) -> None:

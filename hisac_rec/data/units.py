@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from hisac_rec.data.contract import ORACLE_FIELD, Manifest, PreparedData, Split, split_schema
 from hisac_rec.data.inputs import InputSpec
 from hisac_rec.data.jagged import Ints, offsets_of, take_ranges
+from hisac_rec.data.parquet import DAMAGED
 from hisac_rec.data.validate import check_schema, damaged, open_parquet
 from hisac_rec.errors import UserError
 
@@ -145,7 +146,7 @@ def read_unit(unit: Unit, manifest: Manifest, spec: InputSpec) -> RequestTable:
     check_schema(unit.path, file.schema_arrow, schema)
     try:
         table = file.read_row_group(unit.row_group, columns=schema.names)
-    except (pa.ArrowException, OSError) as error:
+    except DAMAGED as error:
         raise damaged(unit.path, error) from None
     begin = table.num_rows * unit.part // unit.parts
     end = table.num_rows * (unit.part + 1) // unit.parts

@@ -24,6 +24,7 @@ from hisac_rec.data.contract import (
     items_schema,
     split_schema,
 )
+from hisac_rec.data.parquet import DAMAGED, READING
 from hisac_rec.errors import UserError, did_you_mean
 from hisac_rec.progress import progress
 
@@ -38,10 +39,10 @@ def open_parquet(path: Path) -> pq.ParquetFile:
         UserError: it is absent, cut short or not Parquet; names the file.
     """
     try:
-        return pq.ParquetFile(path, memory_map=True)
+        return pq.ParquetFile(path, memory_map=True, **READING)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; run 'hisac-rec prepare' again") from None
-    except (pa.ArrowException, OSError) as error:
+    except DAMAGED as error:
         raise damaged(path, error) from None
 
 
@@ -203,7 +204,7 @@ def _check_file(path: Path, expected: pa.Schema, manifest: Manifest) -> None:
         for group in range(file.num_row_groups):
             try:
                 table = file.read_row_group(group, columns=expected.names)
-            except (pa.ArrowException, OSError) as error:
+            except DAMAGED as error:
                 raise damaged(path, error) from None
             check_split_rows(path, table, manifest, first_row)
             first_row += table.num_rows

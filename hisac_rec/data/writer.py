@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from hisac_rec.data.blocks import EventBlock, SplitRows
 from hisac_rec.data.contract import SplitCounts, Stats
+from hisac_rec.data.parquet import WRITING
 
 FILE_USERS = 50_000
 FILE_BYTES = 64 << 20
@@ -87,7 +88,7 @@ class SplitWriter:
         if self._writer is None:
             path = self._folder / f"part-{self._files:05d}.parquet"
             self._sink = pa.OSFile(str(path), "wb")
-            self._writer = pq.ParquetWriter(self._sink, self._schema, compression="zstd")
+            self._writer = pq.ParquetWriter(self._sink, self._schema, **WRITING)
             self._files, self._users = self._files + 1, 0
         self._writer.write_table(table, row_group_size=table.num_rows)
         self._users += table.num_rows

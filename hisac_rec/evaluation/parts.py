@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from hisac_rec.data.parquet import DAMAGED, READING
 from hisac_rec.errors import UserError, did_you_mean
 
 PREDICTION_SCHEMA = pa.schema(
@@ -94,8 +95,8 @@ def read_part(path: Path) -> pa.Table:
         schema = pq.read_schema(path)
         _check_schema(path, schema)
         names = [field.name for field in _expected(schema)]
-        table = pq.read_table(path, columns=names, partitioning=None)
-    except (pa.ArrowException, OSError) as error:
+        table = pq.read_table(path, columns=names, partitioning=None, **READING)
+    except DAMAGED as error:
         raise UserError(f"{path}: damaged Parquet file ({error}); predict again") from None
     _check_values(path, table)
     return table

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from hisac_rec.data.parquet import WRITING
 from hisac_rec.errors import UserError
 from hisac_rec.evaluation.parts import (
     FINGERPRINT_KEY,
@@ -124,7 +125,7 @@ class PredictionWriter:
                 match = PART_NAME.fullmatch(path.name)
                 if match is not None and int(match[2]) != self._world_size:
                     path.unlink(missing_ok=True)
-        self._file = pq.ParquetWriter(self._temporary, self._schema, compression="zstd")
+        self._file = pq.ParquetWriter(self._temporary, self._schema, **WRITING)
         return self
 
     def __exit__(

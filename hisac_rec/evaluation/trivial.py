@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from hisac_rec.data.contract import PreparedData
+from hisac_rec.data.parquet import DAMAGED, READING
 from hisac_rec.errors import UserError
 from hisac_rec.evaluation.metrics import Floats
 from hisac_rec.progress import progress
@@ -144,9 +145,9 @@ def _lengths(lists: pa.ListArray) -> npt.NDArray[np.int32]:
 
 def _batches(path: Path) -> Iterator[pa.RecordBatch]:
     try:
-        with pq.ParquetFile(path, memory_map=True) as file:
+        with pq.ParquetFile(path, memory_map=True, **READING) as file:
             yield from file.iter_batches(_USERS_PER_BATCH, columns=["user", "requests"])
-    except (pa.ArrowException, OSError) as error:
+    except DAMAGED as error:
         raise UserError(f"{path}: damaged Parquet file ({error}); prepare it again") from None
 
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from hisac_rec.data.contract import PreparedData
+from hisac_rec.data.parquet import DAMAGED, READING
 from hisac_rec.errors import UserError
 from hisac_rec.progress import progress
 from hisac_rec.semantic.config import CollaborativeConfig
@@ -104,13 +105,13 @@ def _batches(data: PreparedData) -> Iterator[tuple[int, Interactions]]:
     first = 0
     for path in data.split_files("train"):
         try:
-            file = pq.ParquetFile(path, memory_map=True)
+            file = pq.ParquetFile(path, memory_map=True, **READING)
             for batch in file.iter_batches(BATCH_USERS, columns=COLUMNS):
                 part = _interactions(batch)
                 _check(part.items, data.manifest.items, path)
                 yield batch.num_rows, Interactions(part.users + first, part.items)
                 first += batch.num_rows
-        except (pa.ArrowException, OSError) as error:
+        except DAMAGED as error:
             raise UserError(f"{path}: damaged Parquet file ({error}); prepare it again") from None
 
 

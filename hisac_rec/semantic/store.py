@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from hisac_rec.data.contract import PreparedData
+from hisac_rec.data.parquet import WRITING
 from hisac_rec.errors import UserError
 
 IDS_FILE = "semantic_ids.parquet"
@@ -142,9 +143,9 @@ def save_semantics(
     targets = [root / CODEBOOK_FILE, root / REPORT_FILE, root / IDS_FILE]
     temporary = [path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in targets]
     try:
-        pq.write_table(book, temporary[0])
+        pq.write_table(book, temporary[0], **WRITING)
         temporary[1].write_text(report_json)
-        pq.write_table(ids, temporary[2])
+        pq.write_table(ids, temporary[2], **WRITING)
         for path, target in zip(temporary, targets, strict=True):
             path.replace(target)
     finally:
