@@ -42,6 +42,7 @@ def train(
     image: str = "",
     env: Optional[Dict[str, str]] = None,
     max_retries: int = 0,
+    max_restarts: int = 0,
     mounts: Optional[List[str]] = None,
     rdzv_port: int = 29500,
     grace: int = 240,
@@ -64,6 +65,7 @@ def train(
         image: container image that holds hisac-rec; empty means this Python environment
         env: environment variables, A=1,B=2
         max_retries: restarts of the whole job by the scheduler; it goes on from the last checkpoint
+        max_restarts: restarts of all processes in place by torchrun, on one host; likewise
         mounts: mounts of the container, type=bind,src=/host,dst=/in/container[,readonly]
         rdzv_port: port on the first host where the processes meet
         grace: seconds to save a checkpoint and end after a SIGTERM; then torchrun kills
@@ -77,7 +79,13 @@ def train(
         name,
         "train",
         _hisac_torchrun(
-            image, j, rdzv_port, [*command, *args], resume if max_retries else "", grace
+            image,
+            j,
+            rdzv_port,
+            [*command, *args],
+            resume if max_retries else "",
+            grace,
+            max_restarts,
         ),
         j=j,
         resource=specs.resource(cpu=cpu, gpu=gpu, memMB=memMB, h=h),
@@ -279,7 +287,13 @@ def semantic_ids(
 
 
 def _hisac_torchrun(
-    image: str, j: str, rdzv_port: int, command: List[str], unquoted: str, grace: int = 30
+    image: str,
+    j: str,
+    rdzv_port: int,
+    command: List[str],
+    unquoted: str,
+    grace: int = 30,
+    max_restarts: int = 0,
 ) -> str:
     """Shell line that starts ``hisac-rec`` on every process of one host.
 
@@ -303,6 +317,7 @@ def _hisac_torchrun(
     launcher = [
         *(_hisac_quote(_hisac_python(image)), "-m", "torch.distributed.run", *meet),
         *("--nproc-per-node", str(processes), "--shutdown-timeout", str(grace)),
+        *("--max-restarts", str(max_restarts)),
         *("--tee", "3", "--role", "''"),
         *("-m", "hisac_rec", *map(_hisac_quote, command)),
     ]

@@ -15,7 +15,6 @@ import socket
 import sys
 import time
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from typing import Any
 
 import psutil
 
+from benchmarks.faults.record import learned, lost_and_repeated, read_record, record_steps
 from hisac_rec.config import dump_toml
 from hisac_rec.data.contract import PreparedData
 from hisac_rec.ranker.config import ModelConfig
@@ -139,66 +139,17 @@ class Drill:
                 rank.process.join(10)
 
     def _last_step(self, rank: int) -> int:
-        files = list(self.records.glob(f"rank{rank}-start*-{self.ranks[rank].pid}.jsonl"))
+        files = list(self.records.glob(f"*-{rank}-{self.ranks[rank].pid}-*.jsonl"))
         lines = [line for path in files for line in read_record(path)]
         return max((line["step"] for line in lines), default=-1)
-
-
-def learned(records: Path) -> dict[int, Counter[int]]:
-    """Epoch -> how often the final model was trained on each request.
-
-    A start that begins with step s goes on from a model of s - 1 steps: what was trained after
-    that step before is in no model any more, and is done again.
-    """
-    history: dict[tuple[int, int], tuple[int, list[int]]] = {}
-    starts = sorted(records.glob("rank*.jsonl"), key=lambda path: path.stem.split("-")[1])
-    for path in starts:
-        lines = read_record(path)
-        if not lines:
-            continue
-        rank = int(path.stem.split("-")[0].removeprefix("rank"))
-        first = lines[0]["step"]
-        history = {
-            (step, of): value for (step, of), value in history.items() if step < first or of != rank
-        }
-        history |= {(line["step"], rank): (line["epoch"], line["requests"]) for line in lines}
-    epochs: dict[int, Counter[int]] = {}
-    for epoch, requests in history.values():
-        epochs.setdefault(epoch, Counter()).update(requests)
-    return epochs
 
 
 def assert_each_once(drill: Drill) -> None:
     """Each training request exactly once an epoch in what the final model learned."""
     requests = drill.data.manifest.splits["train"].requests
-    for epoch, counts in learned(drill.records).items():
-        repeated = [number for number, count in counts.items() if count > 1]
-        assert not repeated, f"epoch {epoch}: {len(repeated)} repeated"
-        assert len(counts) == requests, f"epoch {epoch}: {requests - len(counts)} lost"
-
-
-def read_record(path: Path) -> list[dict[str, Any]]:
-    """Lines of a record; one cut short by a kill is none."""
-    text = path.read_text()
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
-
-
-def record_steps(records: Path, rank: int) -> None:
-    """From now on, write down which requests each step of this process trains on."""
-    from hisac_rec.train.trainer import Trainer
-
-    path = records / f"rank{rank}-start{time.time_ns()}-{os.getpid()}.jsonl"
-    file = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
-    count = Trainer._count
-
-    def counted(self: Any, fed: Any, loss: Any) -> None:
-        count(self, fed, loss)
-        rows = fed.batch.request_rows[:, 2].tolist() if fed.batch.num_candidates else []
-        at = self.position
-        line = {"step": at.step, "epoch": at.epoch, "requests": rows}
-        os.write(file, json.dumps(line).encode() + b"\n")
-
-    Trainer._count = counted  # type: ignore[method-assign]
+    epochs = len(learned(drill.records))
+    assert epochs == drill.config.train.epochs
+    assert lost_and_repeated(drill.records, requests, epochs) == (0, 0)
 
 
 def work(

@@ -1,0 +1,1 @@
+"""Twenty random kills, and what the model has learned after them: docs/results/faults.md."""
