@@ -58,6 +58,30 @@ def check_plan(
             )
 
 
+HOST_BOUND = (ShardingType.TABLE_ROW_WISE.value, ShardingType.GRID_SHARD.value)
+"""Sharding types whose rows lie over the ranks of a host, which TorchRec counts when it shards."""
+
+
+def check_hosts(plan: Plan, per_host: int, source: str = "plan") -> None:
+    """Refuse a plan with shards over hosts where hosts have another number of ranks.
+
+    Args:
+        plan: about to be used.
+        per_host: ranks on a host of this job.
+        source: what messages call the plan.
+
+    Raises:
+        UserError: names a table.
+    """
+    planned = plan.planner.topology.devices_per_host
+    for _, name, table in plan.tables():
+        if table.sharding_type in HOST_BOUND and planned != per_host:
+            raise UserError(
+                f"{source}: table '{name}' is {table.sharding_type} over hosts of {planned} ranks, "
+                f"this job has {per_host} on a host; plan again with devices_per_host = {per_host}"
+            )
+
+
 def matches(plan: Plan, model: nn.Module) -> bool:
     """True where ``plan`` was made for exactly these tables and features."""
     return plan.digest == tables_digest(model_tables(model))

@@ -14,7 +14,7 @@ from hisac_rec.data.contract import PreparedData
 from hisac_rec.data.inputs import InputSpec
 from hisac_rec.data.items import ItemStore, load_items
 from hisac_rec.data.loader import RequestBatches
-from hisac_rec.planning.check import check_plan
+from hisac_rec.planning.check import check_hosts, check_plan
 from hisac_rec.planning.config import PlannerConfig, TopologyConfig
 from hisac_rec.planning.plan_io import Plan, load_plan
 from hisac_rec.planning.planner import default_sharders, make_plan
@@ -168,6 +168,7 @@ def resolve_plan(job: Job, ranks: Ranks, source: Path | PlannerConfig | None) ->
     if isinstance(source, Path):
         plan = load_plan(source)
         check_plan(plan, model, world_size=ranks.world_size, source=str(source))
+        check_hosts(plan, ranks.per_host, str(source))
         return plan
     planner = source or this_machine(ranks)
     # Planning is deterministic, so every rank plans: a refusal reaches all of them at once,
@@ -175,6 +176,7 @@ def resolve_plan(job: Job, ranks: Ranks, source: Path | PlannerConfig | None) ->
     requests = requests_per_rank(job, planner.topology.world_size)
     plan = job.plan(planner, requests, model)
     check_plan(plan, model, world_size=ranks.world_size, source="planner config")
+    check_hosts(plan, ranks.per_host, "planner config")
     return plan
 
 

@@ -9,13 +9,14 @@ import torch
 from torch import nn
 from torchrec.distributed.planner.estimator.config import EmbeddingPerfEstimatorConfig
 from torchrec.distributed.planner.estimator.types import PerfCoefficientConfig
-from torchrec.modules.embedding_configs import DataType, EmbeddingConfig
-from torchrec.modules.embedding_modules import EmbeddingCollection
+from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig, EmbeddingConfig
+from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.optim import RowWiseAdagrad
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
 
 from hisac_rec.config import load_config
 from hisac_rec.errors import UserError
+from hisac_rec.planning.check import check_hosts
 from hisac_rec.planning.config import PlannerConfig
 from hisac_rec.planning.constraints import PopularRows
 from hisac_rec.planning.footprint import Footprint, dense_bytes
@@ -240,3 +241,40 @@ def test_dense_bytes_leave_the_tables_out() -> None:
     model = OneTable()
     model.register_buffer("code_words", torch.zeros(100, dtype=torch.float16))
     assert dense_bytes(model) == 4 * 4 * (64 * 8 + 8) + 200
+
+
+class OneBag(nn.Module):
+    """A table that is summed where its rows are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bags = EmbeddingBagCollection(
+            tables=[
+                EmbeddingBagConfig(
+                    name="item", num_embeddings=ROWS, embedding_dim=64, feature_names=["history"]
+                )
+            ],
+            device=torch.device("meta"),
+        )
+
+
+@pytest.mark.parametrize(
+    ("kind", "shards"), [("table_row_wise", 4), ("table_column_wise", 2), ("grid_shard", 8)]
+)
+def test_tables_over_hosts(kind: str, shards: int) -> None:
+    hosts = ("topology.hosts=4", "topology.devices_per_host=4", "defaults.min_partition=32")
+    plan = planned(f'defaults.sharding_types=["{kind}"]', *hosts, model=OneBag())
+    table = plan.modules["bags"]["item"]
+    assert table.sharding_type == kind
+    assert len(table.shards) == shards
+    ranks_of = {}
+    for shard in table.shards:
+        ranks_of.setdefault(shard.offset[1], set()).add(shard.rank // 4)
+    if kind == "table_column_wise":
+        assert len(set.union(*ranks_of.values())) == 1
+    else:  # the rows of a column block lie on one host
+        assert all(len(found) == 1 for found in ranks_of.values())
+        assert len(set.union(*ranks_of.values())) == shards // 4
+        with pytest.raises(UserError, match=f"'item' is {kind} over hosts of 4 .* has 8 on a host"):
+            check_hosts(plan, 8)
+    check_hosts(plan, 4)

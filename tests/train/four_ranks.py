@@ -17,7 +17,7 @@ from torch.distributed._shard.sharded_tensor import ShardedTensor
 from training import WHOLE_EPOCH_A_STEP, planner_of, small_config
 
 from hisac_rec.data.contract import PreparedData
-from hisac_rec.planning.config import PlannerConfig
+from hisac_rec.planning.config import PlannerConfig, TableConstraints
 from hisac_rec.train.distributed import Ranks, process_group
 from hisac_rec.train.evaluate import write_predictions
 from hisac_rec.train.job import open_job, resolve_plan, shard
@@ -37,6 +37,14 @@ def two_by_two(sharding: str, sync_every: int = 1) -> PlannerConfig:
     config = planner_of(4, sharding)
     topology = config.topology.model_copy(update={"sharding_group": 2, "sync_every": sync_every})
     return config.model_copy(update={"topology": topology})
+
+
+def two_hosts() -> PlannerConfig:
+    """Two hosts of two ranks; the columns of the item table over those of one host."""
+    config = planner_of(2, "table_wise")
+    topology = config.topology.model_copy(update={"hosts": 2})
+    item = TableConstraints(sharding_types=["table_column_wise"])
+    return config.model_copy(update={"topology": topology, "tables": {"item": item}})
 
 
 def same_on_replicas(model: torch.nn.Module) -> tuple[bool, bool]:
@@ -95,6 +103,8 @@ def main(data: PreparedData, out: Path) -> None:
             write_predictions(
                 RunFolder(out / name), data, ranks, planner=planner, checkpoint="last"
             )
+        pooled = small_config(*SGD, "tables.pool=true", "tables.pool_min_rows=100")
+        train(open_job(pooled, data), ranks, out / "over_hosts", plan=two_hosts())
         longer = small_config(*WHOLE_EPOCH_A_STEP, "train.epochs=5")
         train(
             open_job(longer, data),

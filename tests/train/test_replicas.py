@@ -1,4 +1,4 @@
-"""Four processes over gloo in two groups of two: as good as one group of four."""
+"""Four processes over gloo, in two groups of two and as two hosts: as good as one group."""
 
 from __future__ import annotations
 
@@ -51,6 +51,17 @@ def test_sgd_averaged_every_step_is_one_group_of_all(out: Path, sharding: str) -
         for name in ("flat_sgd", f"{sharding}_sgd")
     )
     np.testing.assert_allclose(grouped["logit"], flat["logit"], atol=1e-3)
+
+
+def test_columns_over_the_ranks_of_a_host_train_the_same(out: Path) -> None:
+    run = RunFolder(out / "over_hosts")
+    (item,) = [table for _, name, table in load_plan(run.plan).tables() if name == "item"]
+    assert item.sharding_type == "table_column_wise"
+    assert [shard.size[1] for shard in item.shards] == [4, 4]
+    assert len({rank // 2 for rank in item.ranks}) == 1
+    assert len(set(item.ranks)) == 2
+    losses = logged(out / "flat_sgd", "train", "loss")
+    assert logged(run.root, "train", "loss") == pytest.approx(losses, abs=5e-5)
 
 
 def test_row_wise_adagrad_is_as_good(out: Path) -> None:
