@@ -32,6 +32,7 @@ COMMANDS = (
     "score",
     "export",
     "store",
+    "serve",
     "inspect",
     "tune",
     "compare",

@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from training import one_process, predict_run, small_config, train_run
+from training import one_process
 
-from hisac_rec.data.contract import PreparedData
 from hisac_rec.errors import UserError
 from hisac_rec.scorer import Event, LmdbStore, Scorer
 from hisac_rec.scorer.artefact import Artefact
@@ -23,54 +22,17 @@ from hisac_rec.serving.export import export_run
 from hisac_rec.train.run import RunFolder
 
 
-class Served:
-    """A run, what was exported of it, and what evaluation said."""
-
-    def __init__(self, root: Path, data: PreparedData) -> None:
-        self.root, self.data = root, data
-        train_run(small_config("train.epochs=2"), data, root / "run")
-        self.evaluated = predict_run(root / "run", data)
-        run = RunFolder(root / "run")
-        export_run(run, data, root / "model", compiled=False)
-        with one_process() as ranks:
-            compress_run(run, data, ranks, root / "cache", at="last")
-        users = data.read_parquet("vocab/user.parquet")["value"]
-        self.users = users.to_numpy(zero_copy_only=False)
-        self.names = data.items["raw_id"].to_numpy(zero_copy_only=False)
-
-    def store(self, folder: Path) -> LmdbStore:
-        store = LmdbStore(folder)
-        fill_store(store, Cache(self.root / "cache"))
-        return store
-
-    def last_requests(self, count: int) -> list[tuple[str, int, list[str], np.ndarray]]:
-        """(user, time, items, scores) of the last request of some users."""
-        found = []
-        for user in np.unique(self.evaluated["user"])[:count]:
-            own = self.evaluated["user"] == user
-            last = self.evaluated["request"] == self.evaluated["request"][own].max()
-            items = self.names[self.evaluated["item"][last]].tolist()
-            time = int(self.evaluated["time"][last][0])
-            found.append((self.users[user], time, items, self.evaluated["score"][last]))
-        return found
-
-
-@pytest.fixture(scope="module")
-def served(small_data: PreparedData, tmp_path_factory: pytest.TempPathFactory) -> Served:
-    return Served(tmp_path_factory.mktemp("served"), small_data)
-
-
 @pytest.fixture
-def scorer(served: Served, tmp_path: Path) -> Scorer:
+def scorer(served: Any, tmp_path: Path) -> Scorer:
     return Scorer.load(served.root / "model", served.store(tmp_path / "store"))
 
 
-def test_scores_are_those_of_evaluation(served: Served, scorer: Scorer) -> None:
+def test_scores_are_those_of_evaluation(served: Any, scorer: Scorer) -> None:
     for user, time, items, expected in served.last_requests(40):
         np.testing.assert_allclose(scorer.score(user, items, time=time), expected, atol=1e-6)
 
 
-def test_many_threads_score_at_once(served: Served, scorer: Scorer) -> None:
+def test_many_threads_score_at_once(served: Any, scorer: Scorer) -> None:
     asked = served.last_requests(20) * 3
     with ThreadPoolExecutor(4) as pool:
         found = pool.map(lambda one: scorer.score(one[0], one[2], time=one[1]), asked)
@@ -78,7 +40,7 @@ def test_many_threads_score_at_once(served: Served, scorer: Scorer) -> None:
             np.testing.assert_allclose(scores, expected, atol=1e-6)
 
 
-def test_who_and_what_is_unknown_is_scored_all_the_same(served: Served, scorer: Scorer) -> None:
+def test_who_and_what_is_unknown_is_scored_all_the_same(served: Any, scorer: Scorer) -> None:
     (user, time, items, _), *_ = served.last_requests(1)
     someone = scorer.score("nobody has this name", [*items, "nor this"], time=time)
     assert np.isfinite(someone).all()
@@ -87,7 +49,7 @@ def test_who_and_what_is_unknown_is_scored_all_the_same(served: Served, scorer: 
     assert scorer.score(user, [], time=time).shape == (0,)
 
 
-def test_new_events_count_at_once(served: Served, scorer: Scorer) -> None:
+def test_new_events_count_at_once(served: Any, scorer: Scorer) -> None:
     """A history compressed as of the first request, told of what happened until the last one,
     reads the same newest events and length as one compressed as of the last."""
     run = RunFolder(served.root / "run")
@@ -123,7 +85,7 @@ def test_new_events_count_at_once(served: Served, scorer: Scorer) -> None:
         np.testing.assert_allclose(late.score(user, items, time=time), expected, atol=1e-6)
 
 
-def test_what_does_not_fit_is_refused(served: Served, scorer: Scorer, tmp_path: Path) -> None:
+def test_what_does_not_fit_is_refused(served: Any, scorer: Scorer, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"event type 'clik': the data set has no such type"):
         scorer.update_history("1", [Event("1", 5, "clik")])
     with pytest.raises(UserError, match="a user's id has 1 to 511 bytes, this one 600"):
@@ -138,7 +100,7 @@ def test_what_does_not_fit_is_refused(served: Served, scorer: Scorer, tmp_path: 
 
 
 @pytest.mark.parametrize("name", ["candidate.pt2", "tables/item.npy", "items/codes.npy"])
-def test_a_damaged_file_is_named(served: Served, tmp_path: Path, name: str) -> None:
+def test_a_damaged_file_is_named(served: Any, tmp_path: Path, name: str) -> None:
     copy = copy_of(served.root / "model", tmp_path / "model")
     damaged = bytearray((copy / name).read_bytes())
     damaged[len(damaged) // 2] ^= 4
@@ -150,7 +112,7 @@ def test_a_damaged_file_is_named(served: Served, tmp_path: Path, name: str) -> N
         Artefact(copy)
 
 
-def test_a_self_test_that_fails_is_an_error(served: Served, tmp_path: Path) -> None:
+def test_a_self_test_that_fails_is_an_error(served: Any, tmp_path: Path) -> None:
     copy = copy_of(served.root / "model", tmp_path / "model")
     recorded: dict[str, Any] = dict(np.load(copy / "selftest.npz"))
     recorded["1.logits"] = recorded["1.logits"] + 0.01
@@ -159,7 +121,7 @@ def test_a_self_test_that_fails_is_an_error(served: Served, tmp_path: Path) -> N
         Artefact(copy, verify=False).self_test()
 
 
-def test_nothing_of_the_training_stack_is_imported(served: Served, tmp_path: Path) -> None:
+def test_nothing_of_the_training_stack_is_imported(served: Any, tmp_path: Path) -> None:
     served.store(tmp_path / "store").close()
     user, time, items, expected = served.last_requests(1)[0]
     model, store = str(served.root / "model"), str(tmp_path / "store")
@@ -180,7 +142,7 @@ print([name for name in ("torchrec", "fbgemm_gpu", "duckdb", "sklearn") if name 
 
 
 @pytest.mark.parametrize(("precision", "close"), [("fp16", 1e-3), ("int8", 1e-2)])
-def test_tables_in_fewer_bits(served: Served, tmp_path: Path, precision: Any, close: float) -> None:
+def test_tables_in_fewer_bits(served: Any, tmp_path: Path, precision: Any, close: float) -> None:
     run = RunFolder(served.root / "run")
     export_run(run, served.data, tmp_path / "model", precision=precision, compiled=False)
     scorer = Scorer.load(tmp_path / "model", served.store(tmp_path / "store"))
@@ -189,7 +151,7 @@ def test_tables_in_fewer_bits(served: Served, tmp_path: Path, precision: Any, cl
 
 
 @pytest.mark.slow
-def test_the_compiled_program_computes_the_same(served: Served, tmp_path: Path) -> None:
+def test_the_compiled_program_computes_the_same(served: Any, tmp_path: Path) -> None:
     run = RunFolder(served.root / "run")
     export_run(run, served.data, tmp_path / "model", compiled=True)
     scorer = Scorer.load(tmp_path / "model", served.store(tmp_path / "store"))
