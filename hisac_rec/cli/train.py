@@ -22,7 +22,7 @@ def run(
         typer.Option(help="Folder or URL for the checkpoints, such as s3://bucket/run."),
     ] = None,
     warm_start: Annotated[
-        Path | None,
+        str | None,
         typer.Option(help="A run or checkpoint to start from; its data may be another."),
     ] = None,
     warm_start_data: Annotated[
@@ -72,13 +72,14 @@ def run(
 
     from hisac_rec.train.distributed import MARGIN, process_group
     from hisac_rec.train.job import open_job
+    from hisac_rec.train.location import locate
     from hisac_rec.train.run import RunFolder
     from hisac_rec.train.trainer import train
     from hisac_rec.train.warm_start import WarmStart
 
     warm = None
     if warm_start is not None:
-        warm = WarmStart(warm_start, warm_start_data, warm_start_optimizer)
+        warm = WarmStart(locate(warm_start), warm_start_data, warm_start_optimizer)
     timeout = timedelta(minutes=config.train.timeout_minutes)
     with process_group(timeout + MARGIN) as ranks:
         job = open_job(config, prepared)

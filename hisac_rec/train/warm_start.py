@@ -7,24 +7,14 @@ are read one shard after the other, so that no rank holds more of one than a ran
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor
-from torch.distributed._shard.sharded_tensor.api import ShardedTensorBase
-from torch.distributed._shard.sharded_tensor.metadata import (
-    ShardedTensorMetadata,
-    TensorProperties,
-)
-from torch.distributed._shard.sharding_spec import ShardMetadata
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from hisac_rec.data.contract import PreparedData
@@ -34,12 +24,12 @@ from hisac_rec.ranker.sparse import VECTOR_TABLE, EventEncoder
 from hisac_rec.train.column_state import column_shares, columns_here, columns_there
 from hisac_rec.train.distributed import gather_numbers
 from hisac_rec.train.job import Job
-from hisac_rec.train.location import reader
 from hisac_rec.train.manifest import MANIFEST, read_manifest
 from hisac_rec.train.optim import Optimizers
 from hisac_rec.train.restore import flat_state, require_whole
 from hisac_rec.train.row_matching import Match, RowMatcher
 from hisac_rec.train.run import RunFolder
+from hisac_rec.train.stored_tensors import StoredTensors
 from hisac_rec.train.tables import TABLE_KEY
 from hisac_rec.train.warm_report import DenseReport, TableReport, WarmReport
 
@@ -79,7 +69,7 @@ def warm_start(
             f"{manifest.data_fingerprint[:12]}, that data has {there.manifest.fingerprint[:12]}); "
             "name the folder of its data with --warm-start-data"
         )
-    source = _Source(path)
+    source = StoredTensors(path)
     flat = flat_state(model, optimizers)
     matcher = RowMatcher(job.data, there, job.semantics, optional_semantics(there))
     tables = [
@@ -109,61 +99,8 @@ def _source(start: WarmStart) -> tuple[Path, PreparedData]:
     return path, run.data(start.data)
 
 
-class _Source:
-    """The tensors of a checkpoint, read a stored shard at a time by each rank for itself."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self.stored: Metadata = reader(path).read_metadata()
-
-    def tables(self) -> set[str]:
-        """Names of the tables in it."""
-        names = (TABLE_KEY.search(key) for key in self.stored.state_dict_metadata)
-        return {name[1] for name in names if name is not None}
-
-    def of(self, key: str) -> TensorStorageMetadata | None:
-        """How a tensor is stored."""
-        found = self.stored.state_dict_metadata.get(key)
-        return found if isinstance(found, TensorStorageMetadata) else None
-
-    def key_of(self, table: str) -> str | None:
-        """The key of a table's rows, whichever collection held it."""
-        for key in self.stored.state_dict_metadata:
-            name = TABLE_KEY.search(key)
-            if name is not None and name[1] == table and key.startswith("model."):
-                return key
-        return None
-
-    def read(self, tensors: dict[str, Any]) -> None:
-        """Fill tensors in place."""
-        with warnings.catch_warnings():  # that a rank reads alone
-            warnings.simplefilter("ignore")
-            dcp.load(tensors, storage_reader=reader(self._path), no_dist=True)
-
-    def shards(self, key: str) -> Iterator[tuple[list[int], Tensor]]:
-        """(offsets, values) of each stored shard of a tensor."""
-        found = self.of(key)
-        assert found is not None
-        properties = TensorProperties(dtype=found.properties.dtype)
-        every = [
-            ShardMetadata(list(chunk.offsets), list(chunk.sizes), "rank:0/cpu")
-            for chunk in found.chunks
-        ]
-        for one in every:
-            if 0 in one.shard_sizes:
-                continue
-            values = torch.empty(one.shard_sizes, dtype=found.properties.dtype)
-            whole = ShardedTensorBase._init_from_local_shards_and_global_metadata(
-                [Shard(values, one)], ShardedTensorMetadata(every, found.size, properties)
-            )
-            # Asked for together with its size, though nothing is sent.
-            whole._process_group = None  # type: ignore[attr-defined]
-            self.read({key: whole})
-            yield list(one.shard_offsets), values
-
-
 def _copy_table(
-    source: _Source,
+    source: StoredTensors,
     key: str,
     weight: ShardedTensor,
     flat: dict[str, Any],
@@ -218,7 +155,7 @@ def _copy_rows(shard: Shard, old: Tensor, offsets: list[int], values: Tensor) ->
 
 
 def _copy_state(
-    source: _Source,
+    source: StoredTensors,
     key: str,
     there: str,
     weight: ShardedTensor,
@@ -243,7 +180,7 @@ def _copy_state(
 
 
 def _copy_numbers_of_rows(
-    source: _Source,
+    source: StoredTensors,
     name: str,
     there: str,
     state: ShardedTensor,
@@ -280,7 +217,7 @@ def _of_event_types(model: DistributedModelParallel, optimizers: Optimizers) -> 
 
 
 def _copy_dense(
-    source: _Source,
+    source: StoredTensors,
     flat: dict[str, Any],
     optimizers: Optimizers,
     with_state: bool,

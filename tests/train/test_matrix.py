@@ -30,7 +30,7 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> PreparedData:
     """60 users with 10 to 40 events: every cell trains on all of them.
 
     Every table has a row for each of four ranks: fbgemm's kernel for CPU reads past its tables
-    where the last of them has no row on a rank.
+    where the last of a group of bags has no row on a rank.
     """
     synthetic = {
         "users": 60,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,8 +20,9 @@ from hisac_rec.data.prepare import prepare
 from hisac_rec.errors import UserError
 from hisac_rec.semantic.fit import fit_semantic_ids, resolve_config
 from hisac_rec.semantic.store import Semantics, load_semantics
-from hisac_rec.train.checkpoint import Keep, load_checkpoint, read_manifest
+from hisac_rec.train.checkpoint import load_checkpoint, read_manifest
 from hisac_rec.train.job import open_job, resolve_plan, shard
+from hisac_rec.train.location import locate
 from hisac_rec.train.optim import Optimizers
 from hisac_rec.train.row_matching import RowMatcher
 from hisac_rec.train.run import RunFolder
@@ -125,6 +125,18 @@ def test_rows_follow_what_they_stand_for(case: Case, sharding: str) -> None:
     for key in dense:
         assert torch.equal(found[key], there[key]) == (found[key].shape == there[key].shape), key
     assert any(key.endswith("exp_avg") and torch.equal(found[key], there[key]) for key in there)
+
+
+def test_a_table_may_move_between_collections(case: Case) -> None:
+    """Rows that were sent one by one may be summed where they are from now on."""
+    start = WarmStart(case.run, optimizer=True)
+    pooled = ("tables.pool=true", "tables.pool_min_rows=1")
+    found = state_of(pooled, case.now, start, "table_wise")
+    wanted = state_of((), case.now, start, "table_wise")
+    assert any(".embedding_bags." in key for key in found)
+    for name in ("item", "sid1", "sid2", "user"):
+        for what in ("weight", "momentum1"):
+            assert torch.equal(table(found, name, what), table(wanted, name, what))
 
 
 def test_codes_follow_the_items_they_share(case: Case) -> None:
@@ -235,6 +247,18 @@ def test_messages(case: Case, tmp_path: Path) -> None:
         state_of((), case.now, WarmStart(tmp_path), "row_wise")
     with pytest.raises(UserError, match=r"was made on other data than .*later .*--warm-start-data"):
         state_of((), case.now, WarmStart(case.run, data=case.now.root), "row_wise")
-    checkpoint = RunFolder(case.run).checkpoints(Keep()).find("best")
-    state_of((), case.now, WarmStart(checkpoint), "row_wise")
-    assert json.loads((case.run / "run.json").read_text())["data"] == str(case.before.root)
+
+
+def test_a_checkpoint_by_itself(case: Case) -> None:
+    """Beside its run, or anywhere else once its data is named."""
+    checkpoint = RunFolder(case.run).checkpoints().find("best")
+    wanted = state_of((), case.now, WarmStart(checkpoint), "row_wise")
+    elsewhere = locate("memory://bucket/kept")
+    for file in checkpoint.iterdir():
+        (elsewhere / file.name).write_bytes(file.read_bytes())
+    with pytest.raises(UserError, match="lies beside no run; name its data with --warm-start-data"):
+        state_of((), case.now, WarmStart(elsewhere), "row_wise")
+    start = WarmStart(elsewhere, data=case.before.root)
+    found = state_of((), case.now, start, "row_wise")
+    elsewhere.fs.store.clear()  # type: ignore[attr-defined]
+    assert all(torch.equal(found[key], wanted[key]) for key in wanted)
