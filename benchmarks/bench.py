@@ -30,7 +30,7 @@ from benchmarks.speed.measure import Figure, Topic
 from hisac_rec.train.host_memory import keep_freed_memory
 from hisac_rec.train.run import stack_versions
 
-TOPICS = ("routing", "voting", "candidates", "training", "ranks", "pool")
+TOPICS = ("routing", "voting", "candidates", "serving", "training", "ranks", "pool")
 PAGE = Path("docs/results/speed.md")
 RECORD = Path("docs/results/speed")
 MARKS = "osD^v<>Phd*X"

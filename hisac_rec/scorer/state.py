@@ -102,7 +102,7 @@ class StateFormat:
             seen=row.column("seen")[0].as_py(),
             compressed=row.column("time")[0].as_py(),
             vectors=decode(stored, np.asarray(numbers("scale"), np.float32)),
-            events=np.asarray(numbers("events"), np.float32),
+            events=numbers("events").astype(np.float32),
             path=path.astype(np.int64),
             newest_item=numbers("newest_item").astype(np.int64),
             newest_type=numbers("newest_type").astype(np.int64),
