@@ -129,8 +129,8 @@ def write_page() -> None:
         "",
         "HiSAC, trained as in the [comparison](comparison.md) (seed 0). Every request of the test",
         "split is compressed as of some time before it and scored with that cache; the newest 20",
-        "events are read as they are. *Lost* is whole histories minus the cache, with a 95 % interval",
-        "of a paired bootstrap over users. What a cache holds and how it is read:",
+        "events are read as they are. *Lost* is whole histories minus the cache, with a 95 %",
+        "interval of a paired bootstrap over users. What a cache holds and how it is read:",
         "[serving](../serving.md); latency: [speed](speed.md#serving).",
     ]
     for study, record in records.items():
