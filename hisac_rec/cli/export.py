@@ -37,6 +37,7 @@ def run(
     from hisac_rec.errors import UserError, did_you_mean
     from hisac_rec.serving.export import export_run
     from hisac_rec.serving.precision import PRECISIONS
+    from hisac_rec.train.distributed import process_group
     from hisac_rec.train.run import RunFolder
 
     if precision not in PRECISIONS:
@@ -53,11 +54,13 @@ def run(
     check_stack()
     folder = RunFolder(run_folder)
     folder.config()
-    export_run(
-        folder,
-        folder.data(data),
-        out,
-        precision=precision,  # type: ignore[arg-type]
-        checkpoint=checkpoint,
-        compiled=bool(compiler) if aot is None else aot,
-    )
+    prepared = folder.data(data)
+    with process_group():
+        export_run(
+            folder,
+            prepared,
+            out,
+            precision=precision,  # type: ignore[arg-type]
+            checkpoint=checkpoint,
+            compiled=bool(compiler) if aot is None else aot,
+        )

@@ -36,8 +36,10 @@ from hisac_rec.scorer.artefact import (
 from hisac_rec.serving.candidate_side import CandidateSide
 from hisac_rec.serving.compress import describe
 from hisac_rec.serving.precision import STORED, Precision, encode
-from hisac_rec.train.checkpoint import read_manifest
 from hisac_rec.train.job import Job, open_job
+from hisac_rec.train.location import reader
+from hisac_rec.train.manifest import read_manifest
+from hisac_rec.train.restore import require_whole
 from hisac_rec.train.run import RunFolder, stack_versions
 
 log = logging.getLogger(__name__)
@@ -59,7 +61,7 @@ def export_run(
     checkpoint: str = "best",
     compiled: bool = True,
 ) -> Path:
-    """Write an exported model.
+    """Write an exported model. Called by one process with a group of its own.
 
     Args:
         run: a trained run of a model whose histories can be cached.
@@ -73,12 +75,14 @@ def export_run(
         ``out``.
 
     Raises:
-        UserError: ``out`` is there already, or the model reads what cannot be exported.
+        UserError: ``out`` is there already, the checkpoint is damaged, or the model reads what
+            cannot be exported.
     """
     if out.exists():
         raise UserError(f"{out}: there already; choose another --out or delete it")
     job = open_job(run.config(), data)
     path = run.checkpoints().find(checkpoint)
+    require_whole(path, read_manifest(path))
     cache = describe(job, path, at="last", age=0, precision="fp32")
     dense = job.unsharded().head.dense
     side = CandidateSide(dense).eval()
@@ -132,7 +136,7 @@ def export_run(
 
 def _load_dense(checkpoint: Path, dense: torch.nn.Module) -> None:
     state = {f"{DENSE}{name}": value for name, value in dense.state_dict().items()}
-    dcp.load(state, checkpoint_id=str(checkpoint), no_dist=True)
+    dcp.load(state, storage_reader=reader(checkpoint), no_dist=True)
 
 
 def _write_tables(
@@ -141,7 +145,7 @@ def _write_tables(
     """Every table as a file, whatever the sharding it was written in. Streams: a table is mapped,
     not held.
     """
-    metadata = dcp.FileSystemReader(str(checkpoint)).read_metadata().state_dict_metadata
+    metadata = reader(checkpoint).read_metadata().state_dict_metadata
     keys = {
         name: next(key for key in metadata if key.startswith("model.") and key.endswith(ending))
         for name in job.spec.tables()
@@ -163,7 +167,8 @@ def _write_table(checkpoint: Path, key: str, stored: Any, path: Path, precision:
     kept = {torch.float32: np.float32, torch.float16: np.float16}[stored.properties.dtype]
     raw = path.with_name(f"{path.name}.raw.npy")
     whole = open_memmap(raw, mode="w+", dtype=kept, shape=(rows, dim))
-    dcp.load({key: torch.from_numpy(whole)}, checkpoint_id=str(checkpoint), no_dist=True)
+    stored_rows = {key: torch.from_numpy(whole)}
+    dcp.load(stored_rows, storage_reader=reader(checkpoint), no_dist=True)
     final = open_memmap(path.with_suffix(".npy"), "w+", STORED[precision], shape=(rows, dim))
     scales = np.ones(rows, np.float32)
     for begin in range(0, rows, ROWS):

@@ -25,8 +25,8 @@ class Served:
         train_run(small_config("train.epochs=2"), data, root / "run")
         self.evaluated = predict_run(root / "run", data)
         run = RunFolder(root / "run")
-        export_run(run, data, root / "model", compiled=False)
         with one_process() as ranks:
+            export_run(run, data, root / "model", compiled=False)
             compress_run(run, data, ranks, root / "cache", at="last")
         users = data.read_parquet("vocab/user.parquet")["value"]
         self.users = users.to_numpy(zero_copy_only=False)

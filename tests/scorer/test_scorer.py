@@ -144,7 +144,8 @@ print([name for name in ("torchrec", "fbgemm_gpu", "duckdb", "sklearn") if name 
 @pytest.mark.parametrize(("precision", "close"), [("fp16", 1e-3), ("int8", 1e-2)])
 def test_tables_in_fewer_bits(served: Any, tmp_path: Path, precision: Any, close: float) -> None:
     run = RunFolder(served.root / "run")
-    export_run(run, served.data, tmp_path / "model", precision=precision, compiled=False)
+    with one_process():
+        export_run(run, served.data, tmp_path / "model", precision=precision, compiled=False)
     scorer = Scorer.load(tmp_path / "model", served.store(tmp_path / "store"))
     for user, time, items, expected in served.last_requests(10):
         np.testing.assert_allclose(scorer.score(user, items, time=time), expected, atol=close)
@@ -153,7 +154,8 @@ def test_tables_in_fewer_bits(served: Any, tmp_path: Path, precision: Any, close
 @pytest.mark.slow
 def test_the_compiled_program_computes_the_same(served: Any, tmp_path: Path) -> None:
     run = RunFolder(served.root / "run")
-    export_run(run, served.data, tmp_path / "model", compiled=True)
+    with one_process():
+        export_run(run, served.data, tmp_path / "model", compiled=True)
     scorer = Scorer.load(tmp_path / "model", served.store(tmp_path / "store"))
     assert scorer.artefact.compiled
     for user, time, items, expected in served.last_requests(20):
