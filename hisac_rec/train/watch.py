@@ -34,10 +34,13 @@ AGAIN = 3.0
 have had from the terminal or the scheduler as well."""
 LOOKS = 20
 """How often heartbeats are written within the time-out, but no less than every 5 seconds."""
+CLOCKS = 5.0
+"""Seconds that the clocks of two hosts may differ."""
 PACKAGE = Path(__file__).resolve().parents[1]
 
 _LOST = re.compile(
-    r"connection (closed|reset|refused)|broken pipe|timed out|peer|nccl|gloo", re.IGNORECASE
+    r"connection (closed|reset|refused)|broken pipe|timed out|timeout|pair closure|peer|nccl|gloo",
+    re.IGNORECASE,
 )
 
 
@@ -132,9 +135,21 @@ class Watch(Bystander):
                         f"a rank is gone, killed or crashed: {beat.describe()}. {GO_ON}"
                     )
             time.sleep(0.1)
+        cut = self._cut_off(others)
         return LostRankError(
-            f"the connection to another rank broke ({_first_line(broken)}). {GO_ON}"
+            f"the connection to another rank broke ({_first_line(broken)})"
+            + (f"; alive all the same, so the network to them is cut: {cut}" if cut else "")
+            + f". {GO_ON}"
         )
+
+    def _cut_off(self, others: list[Heartbeat]) -> str:
+        """Other hosts whose ranks still write heartbeats, though no message of theirs arrives."""
+        alive: dict[str, list[str]] = {}
+        for beat in others:
+            recent = abs(time.time() - beat.time) < 3 * self._tick + CLOCKS
+            if beat.state == "running" and recent and beat.host != os.uname().nodename:
+                alive.setdefault(beat.host, []).append(str(beat.rank))
+        return "; ".join(f"host {host} (rank {', '.join(ranks)})" for host, ranks in alive.items())
 
     def __enter__(self) -> Watch:
         self._wake, self._woken = os.pipe()
