@@ -33,7 +33,7 @@ export FIRST_HOST
 
 # One task a node, all ended once one has failed. SIGTERM goes to the tasks, not to
 # this script, which stays to queue the job again.
-srun --kill-on-bad-exit=1 --wait=300 bash -c 'exec /shared/hisac_rec/.venv/bin/python -m torch.distributed.run --nnodes 2 --node-rank $SLURM_NODEID --master-addr ${FIRST_HOST:=localhost} --master-port 29500 --nproc-per-node 8 --shutdown-timeout 240 --tee 3 --role '"'"''"'"' -m hisac_rec train hisac /shared/data/shop --out /shared/runs/shop --planner 16xh100 $(test -f /shared/runs/shop/config.toml && echo --resume)'
+srun --kill-on-bad-exit=1 --wait=300 bash -c 'exec /shared/hisac_rec/.venv/bin/python -m torch.distributed.run --nnodes 2 --node-rank $SLURM_NODEID --master-addr ${FIRST_HOST:=localhost} --master-port 29500 --nproc-per-node 8 --shutdown-timeout 240 --max-restarts 0 --tee 3 --role '"'"''"'"' -m hisac_rec train hisac /shared/data/shop --out /shared/runs/shop --planner 16xh100 $(test -f /shared/runs/shop/config.toml && echo --resume)'
 code=$?
 if [ "$code" -ne 0 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 10 ]; then
     scontrol requeue "$SLURM_JOB_ID"
