@@ -12,7 +12,7 @@ DEV := $(VENV)/.installed-dev
 INSTALL := $(BIN)/python requirements/install.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo bench test test-slow hosts lint format types docs submissions wheel install clean
+.PHONY: help demo bench test test-slow drill hosts lint format types docs submissions wheel install clean
 
 help: ## say what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -27,6 +27,10 @@ test: lint types ## style, types, tests with coverage: what CI runs
 
 test-slow: $(DEV) ## the tests that take minutes
 	$(BIN)/pytest -m slow
+
+drill: $(DEV) ## kill, stop and starve trainings, twenty random kills: docs/results/faults.md
+	$(BIN)/pytest tests/faults -m 'drill or not drill'
+	$(BIN)/python -m benchmarks.faults.kills --page docs/results/faults.md
 
 hosts: $(DEV) ## train on several hosts, in network namespaces of this machine; needs root
 	$(BIN)/pytest -m hosts -rs

@@ -65,6 +65,7 @@ def process_group(timeout: timedelta = TIMEOUT) -> Iterator[Ranks]:
     """
     launched = "WORLD_SIZE" in os.environ and "RANK" in os.environ
     local_rank = int(os.environ.get("LOCAL_RANK", 0)) if launched else 0
+    restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) if launched else 0
     if torch.cuda.is_available():
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
@@ -76,7 +77,12 @@ def process_group(timeout: timedelta = TIMEOUT) -> Iterator[Ranks]:
     if launched:
         if os.environ.get("LOCAL_WORLD_SIZE") != os.environ["WORLD_SIZE"]:
             check_own_address()
-        dist.init_process_group(backend, timeout=timeout)
+        store, rank, ranks = next(iter(dist.rendezvous("env://", timeout=timeout)))
+        if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
+            # torchrun's own store outlives the ranks: started again, they would find the addresses
+            # of the dead in it. (Agents of several hosts count their restarts each for itself.)
+            store = dist.PrefixStore(f"start{restarts}", store)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=ranks, timeout=timeout)
     else:
         dist.init_process_group(
             backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout
@@ -92,7 +98,7 @@ def process_group(timeout: timedelta = TIMEOUT) -> Iterator[Ranks]:
             per_host,
             device,
             launched=psutil.Process(os.getppid()).create_time() if launched else None,
-            restarts=int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)),
+            restarts=restarts,
         )
     except BaseException:
         # Leaving together with ranks that may be gone could wait for them; the process ends.

@@ -71,7 +71,11 @@ def test_a_killed_rank(drill: MakeDrill, undisturbed: Drill) -> None:
     assert final_auc(one) == pytest.approx(final_auc(undisturbed), abs=1e-4)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda n: n.name)
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.drill)],
+    ids=lambda n: n.name,
+)
 def test_a_signal_saves_and_ends(
     drill: MakeDrill, undisturbed: Drill, number: signal.Signals
 ) -> None:
@@ -112,6 +116,7 @@ def test_a_rank_that_stops(drill: MakeDrill) -> None:
     assert "rank 1" in summary["error"]
 
 
+@pytest.mark.drill
 def test_a_slow_rank_is_waited_for(drill: MakeDrill, undisturbed: Drill) -> None:
     """Stopped for less than the time-out: a warning, and nothing is lost."""
     one = drill("train.timeout_minutes=1")
