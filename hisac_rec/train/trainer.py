@@ -194,7 +194,7 @@ class Trainer:
                     self._save()
                 if self._is_spent():
                     break
-                if feeder.stopping:
+                if feeder.stopping and self.position.batch % self.config.accumulate == 0:
                     self._end_here()
         pipeline.detach()
         self._log()
