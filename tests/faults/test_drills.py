@@ -66,7 +66,8 @@ def test_a_killed_rank(drill: MakeDrill, undisturbed: Drill) -> None:
     one.finish("--resume")
     summary = one.summary()
     assert (summary["outcome"], summary["resumes"]) == ("finished", 1)
-    assert summary["starts"][-1]["resumed_from"] >= 10
+    # That of step 10 may have been on its way to the disk; before it, that of step 5 was there.
+    assert summary["starts"][-1]["resumed_from"] >= 5
     assert_each_once(one)
     assert final_auc(one) == pytest.approx(final_auc(undisturbed), abs=1e-4)
 
