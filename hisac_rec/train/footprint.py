@@ -100,7 +100,7 @@ def measure(job: Job) -> Measured:
     short = max(1, round(min(mean, spec.max_history or mean) / SHORTER))
     rows, sizes = zip(*(_pass(job, cut) for cut in (spec.max_history, short)), strict=True)
     of_one = sizes[0][0] / max(1, sum(rows[0])), sizes[0][1] / max(1, sum(rows[0]))
-    if abs(np.linalg.det(np.array(rows))) < np.prod(rows[0]) / SHORTER:
+    if abs(np.linalg.det(np.array(rows))) <= np.prod(rows[0]) / SHORTER:
         return Measured(of_one, of_one)
     solved = np.linalg.solve(np.array(rows), np.array(sizes))
     if (solved < 0).any():
