@@ -26,7 +26,7 @@ from hisac_rec.train.distributed import Ranks, process_group
 from hisac_rec.train.evaluate import evaluate_run, write_predictions
 from hisac_rec.train.job import open_job
 from hisac_rec.train.run import RunFolder
-from hisac_rec.train.trainer import train
+from hisac_rec.train.training import train
 
 log = logging.getLogger(__name__)
 

@@ -190,7 +190,10 @@ def small_disk(folder: Path, mebibytes: int) -> Iterator[None]:
 
     folder.mkdir(parents=True, exist_ok=True)
     size = f"size={mebibytes}m"
-    subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(folder)], check=True)
+    mount = ["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(folder)]
+    done = subprocess.run(mount, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"no small file system can be made here: {done.stderr.strip()}")
     try:
         yield
     finally:

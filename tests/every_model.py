@@ -16,7 +16,7 @@ from hisac_rec.ranker.config import ModelConfig, load_model_config
 from hisac_rec.shipped import find_config, shipped_names
 from hisac_rec.train.distributed import process_group
 from hisac_rec.train.job import open_job
-from hisac_rec.train.trainer import train
+from hisac_rec.train.training import train
 
 SMALL = [
     "tables.dim=16",

@@ -25,7 +25,7 @@ from hisac_rec.train.evaluate import write_predictions
 from hisac_rec.train.job import open_job
 from hisac_rec.train.reading import Reading
 from hisac_rec.train.run import RunFolder
-from hisac_rec.train.trainer import train
+from hisac_rec.train.training import train
 
 SMALL: dict[str, Any] = {
     "name": "small",

@@ -70,12 +70,12 @@ def run(
     if planner is not None:
         source = load_config(PlannerConfig, find_config("launch/planners", planner))
 
+    from hisac_rec.checkpoints.location import locate
+    from hisac_rec.checkpoints.warm_start import WarmStart
     from hisac_rec.train.distributed import MARGIN, process_group
     from hisac_rec.train.job import open_job
-    from hisac_rec.train.location import locate
     from hisac_rec.train.run import RunFolder
-    from hisac_rec.train.trainer import train
-    from hisac_rec.train.warm_start import WarmStart
+    from hisac_rec.train.training import train
 
     warm = None
     if warm_start is not None:

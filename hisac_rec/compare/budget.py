@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from hisac_rec.train.checkpoint import flatten
+from hisac_rec.checkpoints.saving import flatten
 
 SECTIONS = ("inputs", "tables", "ranker", "loader", "train")
 """Tables of a model file that should be equal for all models of a comparison."""

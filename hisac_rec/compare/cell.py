@@ -21,6 +21,7 @@ from pathlib import Path
 
 import torch
 
+from hisac_rec.checkpoints.saving import read_manifest
 from hisac_rec.compare.cells import (
     Cell,
     Cost,
@@ -41,12 +42,11 @@ from hisac_rec.errors import UserError
 from hisac_rec.evaluation.predictions import Predictions, read_predictions
 from hisac_rec.planning.config import PlannerConfig
 from hisac_rec.ranker.config import ModelConfig
-from hisac_rec.train.checkpoint import read_manifest
 from hisac_rec.train.distributed import Ranks, process_group
 from hisac_rec.train.evaluate import write_predictions
 from hisac_rec.train.job import Job, open_job
 from hisac_rec.train.run import RunFolder, stack_versions
-from hisac_rec.train.trainer import train
+from hisac_rec.train.training import train
 
 log = logging.getLogger(__name__)
 

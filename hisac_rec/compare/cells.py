@@ -21,11 +21,11 @@ from typing import Any, TypeVar
 import numpy as np
 from pydantic import ValidationError
 
+from hisac_rec.checkpoints.saving import first_difference
 from hisac_rec.config import Strict
 from hisac_rec.errors import UserError
 from hisac_rec.evaluation.metrics import METRICS, Floats
 from hisac_rec.ranker.config import ModelConfig, resolve_model_config
-from hisac_rec.train.checkpoint import first_difference
 
 CELL_VERSION = 1
 

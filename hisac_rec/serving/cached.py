@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 
+from hisac_rec.checkpoints.saving import first_difference
 from hisac_rec.data.batch import RequestBatch
 from hisac_rec.data.units import RequestTable
 from hisac_rec.errors import UserError
@@ -18,7 +19,6 @@ from hisac_rec.methods.base import find_method
 from hisac_rec.ranker.dense import LENGTH
 from hisac_rec.serving.cache import Cache, CacheManifest
 from hisac_rec.serving.moments import newest_only
-from hisac_rec.train.checkpoint import first_difference
 from hisac_rec.train.job import Job
 
 

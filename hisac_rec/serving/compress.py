@@ -20,6 +20,7 @@ import pyarrow as pa
 import torch.distributed as dist
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
+from hisac_rec.checkpoints.saving import Position, first_difference, read_manifest
 from hisac_rec.data.batch import RequestBatch
 from hisac_rec.data.contract import PreparedData, Split
 from hisac_rec.data.jagged import offsets_of, take_ranges
@@ -41,7 +42,6 @@ from hisac_rec.serving.cache import (
 )
 from hisac_rec.serving.moments import snapshots
 from hisac_rec.serving.precision import Precision
-from hisac_rec.train.checkpoint import Position, first_difference, read_manifest
 from hisac_rec.train.distributed import Ranks, gather_numbers
 from hisac_rec.train.evaluate import load_ranker
 from hisac_rec.train.job import Job, open_job

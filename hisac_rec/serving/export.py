@@ -18,6 +18,9 @@ import torch.distributed.checkpoint as dcp
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
+from hisac_rec.checkpoints.location import reader
+from hisac_rec.checkpoints.manifest import read_manifest
+from hisac_rec.checkpoints.restore import require_whole
 from hisac_rec.data.contract import PreparedData
 from hisac_rec.errors import UserError
 from hisac_rec.progress import progress
@@ -37,9 +40,6 @@ from hisac_rec.serving.candidate_side import CandidateSide
 from hisac_rec.serving.compress import describe
 from hisac_rec.serving.precision import STORED, Precision, encode
 from hisac_rec.train.job import Job, open_job
-from hisac_rec.train.location import reader
-from hisac_rec.train.manifest import read_manifest
-from hisac_rec.train.restore import require_whole
 from hisac_rec.train.run import RunFolder, stack_versions
 
 log = logging.getLogger(__name__)

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch.distributed as dist
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
+from hisac_rec.checkpoints.saving import Position, load_checkpoint, read_manifest
 from hisac_rec.data.contract import PreparedData, Split
 from hisac_rec.evaluation.predictions import PredictionWriter
 from hisac_rec.evaluation.report import evaluate_predictions
@@ -16,7 +17,6 @@ from hisac_rec.evaluation.results import Report
 from hisac_rec.planning.config import PlannerConfig
 from hisac_rec.progress import progress
 from hisac_rec.ranker.config import ModelConfig
-from hisac_rec.train.checkpoint import Position, load_checkpoint, read_manifest
 from hisac_rec.train.distributed import Ranks
 from hisac_rec.train.feed import Feeder
 from hisac_rec.train.job import Job, open_job, resolve_plan, shard

@@ -24,15 +24,15 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from hisac_rec.checkpoints.location import locate
+from hisac_rec.checkpoints.manifest import CheckpointManifest, Position, first_difference
+from hisac_rec.checkpoints.saving import Checkpoints, Keep
 from hisac_rec.config import Strict, dump_toml
 from hisac_rec.data.contract import PreparedData
 from hisac_rec.errors import UserError
 from hisac_rec.planning.plan_io import Plan
 from hisac_rec.ranker.config import ModelConfig, load_model_config
-from hisac_rec.train.checkpoint import Checkpoints, Keep
 from hisac_rec.train.job import Job
-from hisac_rec.train.location import locate
-from hisac_rec.train.manifest import CheckpointManifest, Position, first_difference
 from hisac_rec.train.reading import FILE, Reading
 from hisac_rec.train.summary import RunStory
 

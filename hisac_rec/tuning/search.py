@@ -18,13 +18,13 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from hisac_rec.checkpoints.saving import Position, first_difference
 from hisac_rec.data.contract import PreparedData
 from hisac_rec.errors import UserError
 from hisac_rec.ranker.build import optional_semantics
-from hisac_rec.train.checkpoint import Position, first_difference
 from hisac_rec.train.distributed import Ranks
 from hisac_rec.train.job import open_job
-from hisac_rec.train.trainer import train
+from hisac_rec.train.training import train
 from hisac_rec.tuning.book import Trial, TrialBook
 from hisac_rec.tuning.results import ModelResult, write_model, write_summary
 from hisac_rec.tuning.space import Search

@@ -23,9 +23,9 @@ import torchx.specs as specs
 from host_network import Network, NotPermittedError, remove_leftovers
 from training import logged, small_config, torchrun
 
+from hisac_rec.checkpoints.saving import LINGER
 from hisac_rec.config import dump_toml
 from hisac_rec.data.contract import PreparedData
-from hisac_rec.train.checkpoint import LINGER
 from hisac_rec.train.distributed import MARGIN
 
 pytestmark = [pytest.mark.hosts, pytest.mark.distributed]

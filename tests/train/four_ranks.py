@@ -25,7 +25,7 @@ from hisac_rec.train.optim import Optimizers
 from hisac_rec.train.pipeline import Batches, make_pipeline, steps
 from hisac_rec.train.replicas import sync_replicas
 from hisac_rec.train.run import RunFolder
-from hisac_rec.train.trainer import train
+from hisac_rec.train.training import train
 
 SHARDINGS = ("row_wise", "column_wise")
 FEW = (*WHOLE_EPOCH_A_STEP, "train.epochs=4")

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from training import logged, predict_run, read_predictions, torchrun
 
+from hisac_rec.checkpoints.saving import read_manifest
 from hisac_rec.data.contract import PreparedData
 from hisac_rec.evaluation.metrics import auc
 from hisac_rec.planning.plan_io import load_plan
-from hisac_rec.train.checkpoint import read_manifest
 from hisac_rec.train.run import RunFolder
 
 pytestmark = pytest.mark.distributed

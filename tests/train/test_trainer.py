@@ -12,9 +12,9 @@ import torch
 from builders import write_prepared
 from training import logged, one_process, predict_run, record_requests, small_config, train_run
 
+from hisac_rec.checkpoints.saving import Position
 from hisac_rec.data.contract import PreparedData
 from hisac_rec.errors import UserError
-from hisac_rec.train.checkpoint import Position
 from hisac_rec.train.job import open_job, resolve_plan, shard
 from hisac_rec.train.optim import Optimizers
 from hisac_rec.train.pipeline import predict

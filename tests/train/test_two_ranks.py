@@ -25,10 +25,10 @@ from training import (
     train_run,
 )
 
+from hisac_rec.checkpoints.saving import read_manifest
 from hisac_rec.data.contract import SPLITS, PreparedData
 from hisac_rec.evaluation.metrics import auc
 from hisac_rec.planning.plan_io import load_plan
-from hisac_rec.train.checkpoint import read_manifest
 from hisac_rec.train.reading import Reading
 from hisac_rec.train.run import RunFolder
 

@@ -28,7 +28,7 @@ from hisac_rec.train.optim import Optimizers
 from hisac_rec.train.pipeline import Batches, make_pipeline, steps
 from hisac_rec.train.run import RunFolder
 from hisac_rec.train.tables import fill_tables
-from hisac_rec.train.trainer import train
+from hisac_rec.train.training import train
 
 SHARDINGS = ("row_wise", "column_wise", "table_wise")
 POOLED = ("tables.pool=true", "tables.pool_min_rows=1")

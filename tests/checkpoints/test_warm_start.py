@@ -14,19 +14,19 @@ from torch import Tensor
 from train.whole_state import whole_state
 from training import one_process, planner_of, predict_run, small_config, torchrun, train_run
 
+from hisac_rec.checkpoints.location import locate
+from hisac_rec.checkpoints.row_matching import RowMatcher
+from hisac_rec.checkpoints.saving import load_checkpoint, read_manifest
+from hisac_rec.checkpoints.warm_start import WarmStart, warm_start
 from hisac_rec.data.contract import PreparedData
 from hisac_rec.data.definition import DatasetDefinition
 from hisac_rec.data.prepare import prepare
 from hisac_rec.errors import UserError
 from hisac_rec.semantic.fit import fit_semantic_ids, resolve_config
 from hisac_rec.semantic.store import Semantics, load_semantics
-from hisac_rec.train.checkpoint import load_checkpoint, read_manifest
 from hisac_rec.train.job import open_job, resolve_plan, shard
-from hisac_rec.train.location import locate
 from hisac_rec.train.optim import Optimizers
-from hisac_rec.train.row_matching import RowMatcher
 from hisac_rec.train.run import RunFolder
-from hisac_rec.train.warm_start import WarmStart, warm_start
 
 GONE = 30
 """Items of the first data set that the second one lacks; it has as many others."""
@@ -218,7 +218,7 @@ from hisac_rec.data.contract import PreparedData
 from hisac_rec.train.distributed import process_group
 from hisac_rec.train.job import open_job, resolve_plan, shard
 from hisac_rec.train.optim import Optimizers
-from hisac_rec.train.warm_start import WarmStart, warm_start
+from hisac_rec.checkpoints.warm_start import WarmStart, warm_start
 
 with process_group() as ranks:
     for sharding in ("row_wise", "column_wise"):

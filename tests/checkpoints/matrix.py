@@ -30,9 +30,9 @@ from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from train.whole_state import whole_state
 from training import small_config
 
+from hisac_rec.checkpoints.saving import load_checkpoint, read_manifest
 from hisac_rec.data.contract import PreparedData
 from hisac_rec.planning.config import PlannerConfig
-from hisac_rec.train.checkpoint import load_checkpoint, read_manifest
 from hisac_rec.train.distributed import Ranks, process_group
 from hisac_rec.train.job import Job, open_job, resolve_plan, shard
 from hisac_rec.train.optim import Optimizers

@@ -18,7 +18,8 @@ from hisac_rec.data.contract import PreparedData
 from hisac_rec.errors import UserError
 from hisac_rec.train.distributed import process_group
 from hisac_rec.train.job import open_job
-from hisac_rec.train.trainer import Trainer, train
+from hisac_rec.train.trainer import Trainer
+from hisac_rec.train.training import train
 
 write = FileSystemWriter.write_data
 reached: list[int] = []

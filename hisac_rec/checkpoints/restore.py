@@ -9,13 +9,13 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint._nested_dict import flatten_state_dict
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
+from hisac_rec.checkpoints.column_state import load_converted, other_layouts
+from hisac_rec.checkpoints.location import reader
+from hisac_rec.checkpoints.manifest import CheckpointManifest, read_manifest, require_same
+from hisac_rec.checkpoints.random_state import current_random_state, load_random_state
+from hisac_rec.checkpoints.seal import find_damage
 from hisac_rec.errors import UserError
-from hisac_rec.train.column_state import load_converted, other_layouts
-from hisac_rec.train.location import reader
-from hisac_rec.train.manifest import CheckpointManifest, read_manifest, require_same
 from hisac_rec.train.optim import Optimizers
-from hisac_rec.train.random_state import current_random_state, load_random_state
-from hisac_rec.train.seal import find_damage
 
 
 def flat_state(model: DistributedModelParallel, optimizers: Optimizers | None) -> dict[str, Any]:

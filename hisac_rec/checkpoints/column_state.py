@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
-from hisac_rec.train.location import reader
+from hisac_rec.checkpoints.location import reader
 
 Columns = Sequence[tuple[int, int]]
 """First column and width of every column shard, ascending."""

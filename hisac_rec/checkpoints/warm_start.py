@@ -1,6 +1,6 @@
 """Start from the weights of another run, whose vocabularies and codebook may differ.
 
-Rows of tables are matched by what they stand for (:mod:`hisac_rec.train.row_matching`), dense
+Rows of tables are matched by what they stand for (:mod:`hisac_rec.checkpoints.row_matching`), dense
 parameters by name and shape. What has no counterpart keeps its fresh initial values. Stored tables
 are read one shard after the other, so that no rank holds more of one than a rank of that run did.
 """
@@ -17,21 +17,21 @@ from torch import Tensor
 from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
+from hisac_rec.checkpoints.column_state import column_shares, columns_here, columns_there
+from hisac_rec.checkpoints.manifest import MANIFEST, read_manifest
+from hisac_rec.checkpoints.restore import flat_state, require_whole
+from hisac_rec.checkpoints.row_matching import Match, RowMatcher
+from hisac_rec.checkpoints.stored_tensors import StoredTensors
+from hisac_rec.checkpoints.warm_report import DenseReport, TableReport, WarmReport
 from hisac_rec.data.contract import PreparedData
 from hisac_rec.errors import UserError
 from hisac_rec.ranker.build import optional_semantics
 from hisac_rec.ranker.sparse import VECTOR_TABLE, EventEncoder
-from hisac_rec.train.column_state import column_shares, columns_here, columns_there
 from hisac_rec.train.distributed import gather_numbers
 from hisac_rec.train.job import Job
-from hisac_rec.train.manifest import MANIFEST, read_manifest
 from hisac_rec.train.optim import Optimizers
-from hisac_rec.train.restore import flat_state, require_whole
-from hisac_rec.train.row_matching import Match, RowMatcher
 from hisac_rec.train.run import RunFolder
-from hisac_rec.train.stored_tensors import StoredTensors
 from hisac_rec.train.tables import TABLE_KEY
-from hisac_rec.train.warm_report import DenseReport, TableReport, WarmReport
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ def _copy_numbers_of_rows(
     weight: ShardedTensor,
     match: Match,
 ) -> None:
-    """A number a row and column shard: see :mod:`hisac_rec.train.column_state`."""
+    """A number a row and column shard: see :mod:`hisac_rec.checkpoints.column_state`."""
     stored = source.of(there)
     assert stored is not None
     shares = column_shares(columns_there(stored), columns_here(weight))

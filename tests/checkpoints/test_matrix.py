@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from train import matrix
+from checkpoints import matrix
 from training import one_process, small_config, torchrun
 
 from hisac_rec.data.contract import PreparedData

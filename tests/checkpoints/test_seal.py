@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from training import one_process
 
-from hisac_rec.train.seal import Seal, find_damage, seal_files
+from hisac_rec.checkpoints.seal import Seal, find_damage, seal_files
 
 
 @pytest.fixture

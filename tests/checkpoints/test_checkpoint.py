@@ -10,11 +10,11 @@ import pytest
 import torch.distributed.checkpoint as dcp
 from training import logged, one_process, predict_run, small_config, train_run
 
+from hisac_rec.checkpoints.saving import MANIFEST, Checkpoints, first_difference, read_manifest
 from hisac_rec.data.contract import PreparedData
 from hisac_rec.errors import UserError
 from hisac_rec.planning.plan_io import load_plan
 from hisac_rec.ranker.config import load_model_config
-from hisac_rec.train.checkpoint import MANIFEST, Checkpoints, first_difference, read_manifest
 from hisac_rec.train.evaluate import write_predictions
 from hisac_rec.train.run import RunFolder
 

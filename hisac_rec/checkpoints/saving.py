@@ -2,7 +2,7 @@
 
 ``checkpoints/step-00001200/`` holds the tensors of all ranks and ``manifest.json``, which seals
 their files by checksum; a checkpoint without a manifest does not count. Tensors are re-sharded on
-load (:mod:`hisac_rec.train.restore`), so a checkpoint of two ranks loads on one.
+load (:mod:`hisac_rec.checkpoints.restore`), so a checkpoint of two ranks loads on one.
 """
 
 from __future__ import annotations
@@ -21,9 +21,8 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 
-from hisac_rec.errors import UserError
-from hisac_rec.train.location import is_remote, remove, write_whole, writer
-from hisac_rec.train.manifest import (
+from hisac_rec.checkpoints.location import is_remote, remove, write_whole, writer
+from hisac_rec.checkpoints.manifest import (
     MANIFEST,
     CheckpointManifest,
     Position,
@@ -31,9 +30,10 @@ from hisac_rec.train.manifest import (
     flatten,
     read_manifest,
 )
-from hisac_rec.train.restore import load_checkpoint
-from hisac_rec.train.seal import seal_files
-from hisac_rec.train.staging import Staging
+from hisac_rec.checkpoints.restore import load_checkpoint
+from hisac_rec.checkpoints.seal import seal_files
+from hisac_rec.checkpoints.staging import Staging
+from hisac_rec.errors import UserError
 
 __all__ = [
     "MANIFEST",
@@ -125,7 +125,7 @@ class Checkpoints:
         Called on every rank. Waits for the one before, so that one at a time is being written.
 
         Args:
-            state: of :func:`~hisac_rec.train.restore.flat_state`, as it is now.
+            state: of :func:`~hisac_rec.checkpoints.restore.flat_state`, as it is now.
             manifest: without its seals.
             files: name -> content of what lies beside the tensors, on the first rank.
 

@@ -23,7 +23,7 @@ from torch.distributed._shard.sharded_tensor.metadata import (
 from torch.distributed._shard.sharding_spec import ShardMetadata
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
-from hisac_rec.train.location import reader
+from hisac_rec.checkpoints.location import reader
 from hisac_rec.train.tables import TABLE_KEY
 
 

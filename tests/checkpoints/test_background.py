@@ -14,14 +14,14 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import FileSystemWriter
 from training import logged, one_process, predict_run, small_config, torchrun, train_run
 
+from hisac_rec.checkpoints.restore import flat_state
+from hisac_rec.checkpoints.saving import MANIFEST, Checkpoints
+from hisac_rec.checkpoints.staging import Staging
 from hisac_rec.data.contract import PreparedData
 from hisac_rec.errors import UserError
-from hisac_rec.train.checkpoint import MANIFEST, Checkpoints
 from hisac_rec.train.job import open_job, resolve_plan, shard
 from hisac_rec.train.optim import Optimizers
-from hisac_rec.train.restore import flat_state
 from hisac_rec.train.run import RunFolder
-from hisac_rec.train.staging import Staging
 from hisac_rec.train.trainer import Trainer
 
 
@@ -178,7 +178,7 @@ def test_a_rank_that_is_gone_is_not_waited_for(
         raise RuntimeError("Connection closed by peer")
 
     gate = Gate(monkeypatch)
-    monkeypatch.setattr("hisac_rec.train.checkpoint.LINGER", timedelta(seconds=0.2))
+    monkeypatch.setattr("hisac_rec.checkpoints.saving.LINGER", timedelta(seconds=0.2))
     at_step(monkeypatch, 7, lost)
     with pytest.raises(RuntimeError, match="Connection closed by peer"):
         train_run(small_config("train.checkpoint_every=5"), small_data, tmp_path / "run")
@@ -210,7 +210,7 @@ def test_without_memory_for_a_copy_training_waits(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr("hisac_rec.train.staging.SPARE", 1e9)
+    monkeypatch.setattr("hisac_rec.checkpoints.staging.SPARE", 1e9)
     config = small_config("train.checkpoint_every=20")
     with caplog.at_level("WARNING"):
         train_run(config, small_data, tmp_path / "run")

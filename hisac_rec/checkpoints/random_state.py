@@ -14,8 +14,8 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import Metadata
 
-from hisac_rec.train.location import reader
-from hisac_rec.train.manifest import CheckpointManifest
+from hisac_rec.checkpoints.location import reader
+from hisac_rec.checkpoints.manifest import CheckpointManifest
 
 
 def current_random_state() -> dict[str, Tensor]:

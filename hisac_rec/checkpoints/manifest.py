@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from hisac_rec.checkpoints.seal import Seal
 from hisac_rec.config import Strict
 from hisac_rec.errors import UserError
-from hisac_rec.train.seal import Seal
 
 MANIFEST = "manifest.json"
 

@@ -17,10 +17,10 @@ from torch.distributed.checkpoint import FileSystemWriter
 from training import logged, predict_run, small_config, train_run
 from upath import UPath
 
+from hisac_rec.checkpoints.location import is_remote, locate
+from hisac_rec.checkpoints.manifest import MANIFEST
 from hisac_rec.data.contract import PreparedData
 from hisac_rec.errors import UserError
-from hisac_rec.train.location import is_remote, locate
-from hisac_rec.train.manifest import MANIFEST
 from hisac_rec.train.run import RunFolder
 
 CONFIG = ("train.checkpoint_every=10", "train.keep_checkpoints=2")

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from training import planner_of, small_config, train_run
 
+from hisac_rec.checkpoints.column_state import column_shares
 from hisac_rec.data.contract import PreparedData
-from hisac_rec.train.column_state import column_shares
 
 
 def test_shares_of_columns() -> None:

@@ -1,0 +1,1 @@
+"""Checkpoints: written whole, read in any sharding, started from by other runs."""
