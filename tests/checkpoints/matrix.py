@@ -25,9 +25,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from checkpoints.whole_state import whole_state
 from torch import Tensor
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
-from train.whole_state import whole_state
 from training import small_config
 
 from hisac_rec.checkpoints.saving import load_checkpoint, read_manifest

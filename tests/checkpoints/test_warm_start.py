@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from checkpoints.whole_state import whole_state
 from torch import Tensor
-from train.whole_state import whole_state
 from training import one_process, planner_of, predict_run, small_config, torchrun, train_run
 
 from hisac_rec.checkpoints.location import locate
@@ -212,7 +212,7 @@ def test_two_ranks_start_from_what_one_left(case: Case, tmp_path: Path) -> None:
         f"""
 import torch
 from pathlib import Path
-from train.whole_state import whole_state
+from checkpoints.whole_state import whole_state
 from training import planner_of, small_config
 from hisac_rec.data.contract import PreparedData
 from hisac_rec.train.distributed import process_group
