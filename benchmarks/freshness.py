@@ -35,10 +35,10 @@ AGES = {"1 hour": HOUR, "1 day": 24 * HOUR, "1 week": 7 * 24 * HOUR, "4 weeks": 
 BITS = ("fp16", "int8")
 CLOCKED = ("movielens-100k", "kuairand", "synthetic-1000")
 SAID = {
-    "movielens-100k": "Most users rate all their films in one or two sessions, so an hour ago half of "
-    "the history was not there yet, and the newest 20 events do not make up for it.",
-    "kuairand": "Two weeks of impressions and what was watched before them: within a week little is "
-    "added, and four weeks before a request the log had not begun.",
+    "movielens-100k": "Most users rate all their films in one or two sessions, so an hour ago half "
+    "of the history was not there yet, and the newest 20 events do not make up for it.",
+    "kuairand": "Two weeks of impressions and what was watched before them: within a week little "
+    "is added, and four weeks before a request the log had not begun.",
     "synthetic-1000": "Interests do not change here: an old cache lacks events, not news.",
 }
 """What to know of a data set when reading its table."""
