@@ -37,7 +37,7 @@ FIRST = "SLURM_JOB_NODELIST_HET_GROUP_0"
 
 WAIT = 15
 """Seconds that ranks wait for each other where a cable is pulled."""
-NOISE = 0.002
+NOISE = 1e-4
 """By how much metrics of the same training may differ."""
 
 
@@ -133,6 +133,12 @@ class TrainingJob:
                 pytest.fail(f"{host} hangs; it said last:\n{self.said(host)[-3000:]}")
         return codes
 
+    def cancel(self) -> None:
+        """Tell the hosts that still run to end."""
+        for process in self.processes.values():
+            process.terminate()
+        self.end(60)
+
     def finish(self) -> None:
         """Start it, and let it end well."""
         self.start()
@@ -159,7 +165,7 @@ class TrainingJob:
 def assert_same_training(out: Path, other: Path) -> None:
     """Both runs evaluated at the same steps with the same metrics, within noise.
 
-    Equal to the last digit as a rule; another order of the same data is ten times farther off.
+    Seen equal to the last digit; another order of the same data is a hundred times farther off.
     """
     for name in ("auc", "gauc", "logloss"):
         values, others = logged(out, "valid", name), logged(other, "valid", name)
@@ -214,6 +220,7 @@ def test_a_host_that_others_cannot_find_says_what_to_set(
     job = TrainingJob(network, model, small_data, tmp_path / "run", 1)
     job.start()
     assert job.processes["host1"].wait(120) != 0
+    job.cancel()  # as schedulers do once a host has failed; it would hold the port
     assert "name 'host1' leads to" in job.said("host1")
     assert "--env GLOO_SOCKET_IFNAME=eth0 (eth0 leads to host0)" in job.said("host1")
 
