@@ -143,6 +143,102 @@ def evaluate(
     )
 
 
+def compress(
+    *args: str,
+    run: str,
+    out: str,
+    j: str = "1x1",
+    cpu: int = 2,
+    gpu: int = 0,
+    memMB: int = 8192,
+    h: Optional[str] = None,
+    image: str = "",
+    env: Optional[Dict[str, str]] = None,
+    max_retries: int = 0,
+    mounts: Optional[List[str]] = None,
+    rdzv_port: int = 29500,
+    name: str = "hisac-compress",
+) -> specs.AppDef:
+    """Compress the histories of a run's users into a cache, on any number of processes.
+
+    Args:
+        args: passed on to hisac-rec compress; put them after --
+        run: folder of the run
+        out: folder of the cache
+        j: {hosts}x{processes per host}; need not be what the run was trained on
+        cpu: CPU cores per host
+        gpu: GPUs per host
+        memMB: memory per host, MB
+        h: named resource of torchx instead of cpu, gpu and memMB
+        image: container image that holds hisac-rec; empty means this Python environment
+        env: environment variables, A=1,B=2
+        max_retries: restarts of the whole job by the scheduler
+        mounts: mounts of the container, type=bind,src=/host,dst=/in/container[,readonly]
+        rdzv_port: port on the first host where the processes meet
+        name: name of the job
+    """
+    return _hisac_app(
+        name,
+        "compress",
+        _hisac_torchrun(image, j, rdzv_port, ["compress", run, "--out", out, *args], ""),
+        j=j,
+        resource=specs.resource(cpu=cpu, gpu=gpu, memMB=memMB, h=h),
+        image=image,
+        env=env,
+        max_retries=max_retries,
+        mounts=mounts,
+        port=rdzv_port,
+    )
+
+
+def score(
+    *args: str,
+    run: str,
+    out: str,
+    j: str = "1x1",
+    cpu: int = 2,
+    gpu: int = 0,
+    memMB: int = 8192,
+    h: Optional[str] = None,
+    image: str = "",
+    env: Optional[Dict[str, str]] = None,
+    max_retries: int = 0,
+    mounts: Optional[List[str]] = None,
+    rdzv_port: int = 29500,
+    name: str = "hisac-score",
+) -> specs.AppDef:
+    """Score requests with a run, from histories or from a cache, on any number of processes.
+
+    Args:
+        args: passed on to hisac-rec score; put them after --
+        run: folder of the run
+        out: folder for the scores
+        j: {hosts}x{processes per host}; need not be what the run was trained on
+        cpu: CPU cores per host
+        gpu: GPUs per host
+        memMB: memory per host, MB
+        h: named resource of torchx instead of cpu, gpu and memMB
+        image: container image that holds hisac-rec; empty means this Python environment
+        env: environment variables, A=1,B=2
+        max_retries: restarts of the whole job by the scheduler
+        mounts: mounts of the container, type=bind,src=/host,dst=/in/container[,readonly]
+        rdzv_port: port on the first host where the processes meet
+        name: name of the job
+    """
+    return _hisac_app(
+        name,
+        "score",
+        _hisac_torchrun(image, j, rdzv_port, ["score", run, "--out", out, *args], ""),
+        j=j,
+        resource=specs.resource(cpu=cpu, gpu=gpu, memMB=memMB, h=h),
+        image=image,
+        env=env,
+        max_retries=max_retries,
+        mounts=mounts,
+        port=rdzv_port,
+    )
+
+
 def compare(
     *args: str,
     models: str,

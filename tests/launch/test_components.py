@@ -163,6 +163,13 @@ def test_kubernetes_gets_the_image_the_command_and_the_resources():
         assert "/dev/shm" in mounts
 
 
+@pytest.mark.parametrize("command", ["compress", "score"])
+def test_serving_renders_too(command):
+    rendered = dry_run("slurm", command, "--run", "/runs/x", "--out", "/cache", "-j", "1x8")
+    words = shlex.split(re.search(r"bash -c (.*)\n", rendered)[1])[0].split()
+    assert words[-6:] == ["-m", "hisac_rec", command, "/runs/x", "--out", "/cache"]
+
+
 def test_evaluate_and_semantic_ids_render_too():
     (shell,) = re.findall(
         r"bash -c (.*)\n", dry_run("slurm", "evaluate", "--run", "/runs/x", "-j", "1x8")
