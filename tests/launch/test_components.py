@@ -276,6 +276,7 @@ def test_a_job_of_two_processes_trains_on_this_machine(data: Path, tmp_path: Pat
     assert list((out / "checkpoints").glob("step-*"))
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_a_comparison_runs_as_a_job(data: Path, tmp_path: Path):
     out = tmp_path / "my results"

@@ -187,6 +187,25 @@ def test_counted_rows_stand_for_that_many_events(backend: tuple[str, int]) -> No
         torch.testing.assert_close(soft_route(sums, frozen), soft_route(mean, one_by_one))
 
 
+@pytest.mark.parametrize("nearest", [0.5 * stream.FAR, 0.99 * stream.FAR, 1.01 * stream.FAR, 300.0])
+def test_rows_that_come_ever_nearer(nearest: float) -> None:
+    """The first rows lie ``nearest`` temperatures off and more, the last ones on the agent."""
+    values, frozen = random_case([60], 1, tau=1.0, dtype=torch.float32)
+    keys = frozen.queries[0] + torch.tensor([1.0, 0.0, 0.0]) * torch.linspace(
+        nearest + 1, 0, 60
+    ).unsqueeze(1)
+    case = replace(frozen, keys=keys)
+    wanted = values.double().requires_grad_()
+    expected = torch.softmax(-torch.cdist(frozen.queries[0].double(), keys.double()), 1) @ wanted
+    (slope,) = torch.autograd.grad(expected.sum(), wanted)
+    values.requires_grad_()
+    with computed_by("stream", 1):
+        found = soft_route(values, case)
+        (gradient,) = torch.autograd.grad(found.sum(), values)
+    torch.testing.assert_close(found[0].double(), expected.detach(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(gradient.double(), slope, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("backend", ["padded", "stream"])
 def test_very_distant_events_do_not_overflow(backend: str) -> None:
     values, frozen = random_case([50], 2, tau=1e-3)

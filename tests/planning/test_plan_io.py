@@ -223,7 +223,10 @@ def one_process_losses(plan_small, script, tmp_path_factory) -> list[float]:
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("sharding_type", TYPES)
+@pytest.mark.parametrize(
+    "sharding_type",
+    [TYPES[0], *(pytest.param(one, marks=pytest.mark.slow) for one in TYPES[1:])],
+)
 def test_two_ranks_train_by_a_plan_that_went_through_json(
     plan_small, script, tmp_path: Path, one_process_losses, sharding_type: str
 ):

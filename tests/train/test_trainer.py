@@ -55,7 +55,7 @@ def interrupt_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
         ('history={method="recent"}', "ranker.recent=0", "ranker.age_buckets=0"),
         ('history={method="none"}', "inputs.history=[]"),
         ("ranker.include_vectors=false", 'inputs.candidate=["id"]', 'inputs.history=["*"]'),
-        ("loader.workers=2",),
+        pytest.param(("loader.workers=2",), marks=pytest.mark.slow),
     ],
     ids=" ".join,
 )
@@ -139,7 +139,7 @@ def test_saved_and_loaded_predictions_are_bit_equal(
     ("overrides", "stop_at"),
     [
         (("train.checkpoint_every=5",), 13),  # within the first epoch
-        (("train.checkpoint_every=5", "loader.workers=2"), 13),
+        pytest.param(("train.checkpoint_every=5", "loader.workers=2"), 13, marks=pytest.mark.slow),
         (("train.checkpoint_every=9", "ranker.dropout=0.3"), 40),  # within the second
         (("train.eval_every=6",), 14),  # from a checkpoint of an evaluation
         ((), 40),  # from the one at the end of the first epoch

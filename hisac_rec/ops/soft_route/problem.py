@@ -44,7 +44,7 @@ class Routed(NamedTuple):
         vectors: [R, K, d] weighted means of the values, of their type; zeros where nothing
             arrived.
         mass: [R, K] sum of each agent's weights, of the queries' type.
-        highest: [R, K] largest score of each agent, which its weights are relative to; -inf
+        highest: [R, K] score that weights of an agent are relative to, the largest or near it; -inf
             where there is no row, and anything in other routings than "events".
     """
 
