@@ -165,10 +165,46 @@ def write_page() -> None:
             "",
             f"{record['date']}: `python -m benchmarks.freshness {study} {raw}`; {versions}",
         ]
+    lines += _load()
     if records:
         _draw(records)
         lines += ["", "![AUC lost against the cache's age](serving/age.svg)"]
     PAGE.write_text("\n".join(line.rstrip() for line in lines) + "\n")
+
+
+def _load() -> list[str]:
+    """What ``benchmarks/load.py`` found, where it ran."""
+    path = RECORD / "load.json"
+    if not path.is_file():
+        return []
+    found = json.loads(path.read_text())
+    memory = found["memory_mib"]
+    settled = memory[len(memory) // 10 :]
+    lines = [
+        "",
+        "## A server under load",
+        "",
+        f"`hisac-rec serve --threads {found['threads']} --queue {found['queue']}` and its clients,"
+        f" another process, on the same two cores: requests of {found['candidates']} candidates "
+        "for random users as fast as they are answered, one in ten an update. First as many "
+        f"clients as may wait, for {found['minutes']:g} minutes, then four times as many.",
+        "",
+        "| clients | answers | p50 | p99 |",
+        "| ---: | --- | ---: | ---: |",
+    ]
+    for part in ("steady", "crowd"):
+        of = found[part]
+        answers = ", ".join(f"{n:,} x {status}" for status, n in sorted(of["answers"].items()))
+        lines.append(f"| {of['clients']} | {answers} | {of['p50_ms']} ms | {of['p99_ms']} ms |")
+    return [
+        *lines,
+        "",
+        f"Resident memory: {settled[0]:,.0f} MiB after the first tenth, {max(settled):,.0f} MiB at "
+        f"most, {settled[-1]:,.0f} MiB at the end.",
+        "",
+        f"{found['date']}: `python -m benchmarks.load RUN --minutes {found['minutes']:g}`, RUN the "
+        "comparison's HiSAC on synthetic-1000",
+    ]
 
 
 def _lost(of: dict[str, float | None]) -> str:

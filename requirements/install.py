@@ -4,6 +4,7 @@ Used by the Makefile; only the standard library, because nothing else is there y
 
     .venv/bin/python requirements/install.py runtime
     .venv/bin/python requirements/install.py dev
+    .venv/bin/python requirements/install.py serving   # where an exported model is served alone
 
 torch comes first, because its build decides everything after it; then the pinned lists
 with --no-deps (torchrec declares the CUDA build of fbgemm, which a CPU machine must not
@@ -145,6 +146,17 @@ def install_runtime(device: str, index: str) -> None:
     check()
 
 
+def install_serving(device: str, index: str) -> None:
+    """Install what serves an exported model, and nothing that trains one."""
+    if device == "auto":
+        device = "cuda" if gpu_present() else "cpu"
+    install_torch(device, index)
+    say("the pinned packages of requirements/serving.txt")
+    pip("install", "--quiet", "--no-deps", "--requirement", str(FOLDER / "serving.txt"))
+    say("hisac_rec, without its other dependencies")
+    pip("install", "--quiet", "--no-deps", str(ROOT))
+
+
 def install_dev() -> None:
     """Install the tools for tests, style, types and the wheel."""
     say("the pinned packages of requirements/dev.txt")
@@ -171,7 +183,7 @@ def check() -> None:
 def main() -> None:
     """Read the command line and install."""
     parser = argparse.ArgumentParser(description="Install hisac_rec into this environment.")
-    parser.add_argument("what", choices=("runtime", "dev"))
+    parser.add_argument("what", choices=("runtime", "dev", "serving"))
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--torch-index", default="", metavar="URL")
     given = parser.parse_args()
@@ -180,6 +192,8 @@ def main() -> None:
     try:
         if given.what == "runtime":
             install_runtime(given.device, given.torch_index)
+        elif given.what == "serving":
+            install_serving(given.device, given.torch_index)
         else:
             install_dev()
     except InstallError as error:

@@ -47,7 +47,14 @@ def installer() -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("name", ["runtime", "cpu", "cuda", "dev"])
+def test_serving_is_a_part_of_what_runs() -> None:
+    serving, runtime = pins("serving"), pins("runtime")
+    assert serving
+    assert serving.items() <= runtime.items()
+    assert not {"torchrec", "fbgemm-gpu", "duckdb", "scikit-learn"} & serving.keys()
+
+
+@pytest.mark.parametrize("name", ["runtime", "cpu", "cuda", "dev", "serving"])
 def test_a_list_holds_exact_pins_and_no_hosts(name: str) -> None:
     for line in (LISTS / f"{name}.txt").read_text().splitlines():
         assert re.fullmatch(r"|#.*|-r [a-z]+\.txt|[A-Za-z0-9._-]+==[A-Za-z0-9.!]+", line), line

@@ -98,6 +98,7 @@ def _root(
         logging.getLogger("torch.fx").setLevel(logging.ERROR)
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch(rec)?\.")
         warnings.filterwarnings("ignore", "Please use DTensor", FutureWarning)
+        warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning)
 
 
 for _name in COMMANDS:
