@@ -138,7 +138,11 @@ def test_torchrun_starts_the_ranks_again(job: Job, undisturbed: float) -> None:
     assert job.end() == 0, job.output.read_text()[-5000:]
     summary = job.summary()
     assert (summary["outcome"], summary["restarts"], summary["resumes"]) == ("finished", 2, 2)
-    assert [start["outcome"] for start in summary["starts"]][:2] == ["died", "lost a rank"]
+    first, second, _ = (start["outcome"] for start in summary["starts"])
+    assert first == "died"
+    # torchrun kills the rank that is left where it has not told its story in time, which the wait
+    # for a checkpoint in flight can make so.
+    assert second in ("lost a rank", "died")
     assert job.auc() == pytest.approx(undisturbed, abs=0.002)
 
 
