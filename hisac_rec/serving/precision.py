@@ -38,3 +38,12 @@ def decode(stored: NDArray[np.generic], scale: NDArray[np.float32]) -> NDArray[n
     """[A, d] float32 of :func:`encode`."""
     vectors = stored.astype(np.float32)
     return vectors * scale[:, None] if stored.dtype == np.int8 else vectors
+
+
+def squared_error(vectors: NDArray[np.float32], precision: Precision) -> NDArray[np.float64]:
+    """[2] sums over all numbers of [A, d]: the squares of what storing them changes, and theirs."""
+    whole = float(np.square(vectors, dtype=np.float64).sum())
+    if precision == "fp32":
+        return np.array([0.0, whole])
+    off = decode(*encode(vectors, precision)) - vectors
+    return np.array([float(np.square(off, dtype=np.float64).sum()), whole])

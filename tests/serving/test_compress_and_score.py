@@ -46,6 +46,8 @@ def test_a_cache_of_every_request_scores_as_evaluation_does(
     evaluated = read_predictions(RunFolder(run).predictions("test"))
     done = compress(run, small_data, tmp_path / "c", at="requests", precision=precision)
     assert done.histories == small_data.manifest.splits["test"].requests
+    assert done.error <= {"fp32": 0.0, "fp16": 2**-11, "int8": 1 / 127}[precision]
+    assert (done.error == 0) == (precision == "fp32")
     scored = score(run, small_data, tmp_path / "s", cache=tmp_path / "c")
     for key in ("user", "request", "item", "label", "history_length"):
         assert np.array_equal(scored[key], evaluated[key]), key
