@@ -55,7 +55,10 @@ def measure() -> Topic:
     text = (
         "Whole training runs (`hisac-rec train`) on synthetic data, all threads, the first and "
         "the last log window left out; rivals take turns. Tables of 32 columns, the shipped model "
-        "files, batches of 65,536 tokens."
+        "files, batches of 65,536 tokens. What is missing to eight times DIN: of a HiSAC step here "
+        "about a quarter is the history method (`--profile`, docs/training.md); the lookups, their "
+        "gradients and the ranker are the same work for both, and ten candidates a request share "
+        "them among few."
     )
     return Topic("Training", text, figures, {})
 
