@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -155,8 +156,6 @@ class Cache:
         self._table = _read_parts(root, schema(self.manifest))
         columns = [self._table[name].to_numpy() for name in ("user", "time", "number", "seen")]
         self.keys = Keys(*(np.asarray(column, np.int64) for column in columns))
-        # By user and moment; of equal ones the later part's last.
-        self._order = np.lexsort((self.keys.time, self.keys.user))
 
     def __len__(self) -> int:
         """N."""
@@ -169,15 +168,31 @@ class Cache:
 
     def newest(self, user: Ints, time: Ints) -> Ints:
         """[m] the row of each user's newest history not later than ``time``; -1: none."""
-        return _last_before(self.keys, self._order, user, time)
+        order, moments, ascending = self._by_moment
+        wanted = user * (len(moments) + 1) + np.searchsorted(moments, time, side="right")
+        return _last(order, self.keys.user, user, np.searchsorted(ascending, wanted, side="right"))
 
     def of_requests(self, number: Ints) -> Ints:
         """[m] the newest row of each request; -1: none."""
+        order, ascending = self._by_number
+        after = np.searchsorted(ascending, number, side="right")
+        return _last(order, self.keys.number, number, after)
+
+    @cached_property
+    def _by_moment(self) -> tuple[Ints, Ints, Ints]:
+        """Rows by user and moment, of equal ones the later part's last; all moments; and for each
+        of the rows a number that ascends: the user, then how many moments are not later.
+        """
+        order = np.lexsort((self.keys.time, self.keys.user))
+        moments = np.unique(self.keys.time)
+        until = np.searchsorted(moments, self.keys.time[order], side="right")
+        return order, moments, self.keys.user[order] * (len(moments) + 1) + until
+
+    @cached_property
+    def _by_number(self) -> tuple[Ints, Ints]:
+        """Rows by request number, and those numbers."""
         order = np.argsort(self.keys.number, kind="stable")
-        at = np.searchsorted(self.keys.number[order], number, side="right") - 1
-        rows = order[at.clip(min=0)] if len(order) else np.zeros(len(number), np.int64)
-        found = (at >= 0) & (self.keys.number[rows] == number) if len(order) else at >= 0
-        return np.where(found, rows, -1)
+        return order, self.keys.number[order]
 
     def rows(self, user: Ints, time: Ints, number: Ints) -> Ints:
         """[m] the row that a request reads; -1: none."""
@@ -191,9 +206,7 @@ class Cache:
         """
         there = rows >= 0
         taken = self._table.take(pa.array(rows[there]))
-        column = {
-            name: _joined(taken[name]) for name in ("vectors", "scale", *self.manifest.fields)
-        }
+        column = {name: joined(taken[name]) for name in ("vectors", "scale", *self.manifest.fields)}
         counts = np.zeros(len(rows), np.int64)
         counts[there] = np.diff(_offsets(column["vectors"]))
         slots = max(1, int(counts.max(initial=0)))
@@ -219,7 +232,7 @@ class Cache:
 
     def agents(self) -> Ints:
         """[n] how many agents each row has."""
-        return np.diff(_offsets(_joined(self._table["vectors"])))
+        return np.diff(_offsets(joined(self._table["vectors"])))
 
 
 EMPTY = {"path": -1}
@@ -303,30 +316,20 @@ def _read_parts(root: Path, columns: pa.Schema) -> pa.Table:
     return pa.concat_tables(tables) if tables else columns.empty_table()
 
 
-def _last_before(keys: Keys, order: Ints, user: Ints, time: Ints) -> Ints:
-    """Rows in ``order`` and questions sorted together: the last row before each question."""
-    rows = len(order)
-    users = np.concatenate([keys.user[order], user])
-    times = np.concatenate([keys.time[order], time])
-    asks = np.repeat([0, 1], [rows, len(user)])
-    place = np.concatenate([np.arange(rows), np.arange(len(user))])
-    together = np.lexsort((place, asks, times, users))
-    is_row = asks[together] == 0
-    last = np.maximum.accumulate(np.where(is_row, np.arange(len(together)), -1))
-    answers = np.full(len(user), -1)
-    asking = ~is_row
-    found = last[asking]
-    row = order[place[together[found.clip(min=0)]].clip(max=max(0, rows - 1))] if rows else found
-    right = (found >= 0) & ((keys.user[row] if rows else row) == users[together][asking])
-    answers[place[together[asking]]] = np.where(right, row, -1)
-    return answers
+def _last(order: Ints, of_row: Ints, wanted: Ints, after: Ints) -> Ints:
+    """[m] the row before place ``after`` in ``order`` where it is of ``wanted``; else -1."""
+    if not len(order):
+        return np.full(len(wanted), -1)
+    rows = order[(after - 1).clip(min=0)]
+    return np.where((after > 0) & (of_row[rows] == wanted), rows, -1)
 
 
 def _kind(name: str) -> pa.DataType:
     return pa.type_for_alias(name)
 
 
-def _joined(column: pa.ChunkedArray) -> Any:
+def joined(column: pa.ChunkedArray) -> Any:
+    """The column as one array."""
     joined = column.combine_chunks()
     return joined.chunk(0) if isinstance(joined, pa.ChunkedArray) else joined
 

@@ -38,6 +38,7 @@ from hisac_rec.serving.cache import (
     CacheManifest,
     CacheWriter,
     Keys,
+    joined,
     pack,
 )
 from hisac_rec.serving.moments import snapshots
@@ -140,7 +141,7 @@ def compress_run(
                 continue
             tensors = {name: value.cpu() for name, value in output.items()}
             user, moment, number, seen = (column.numpy() for column in rows.T)
-            keys = Keys(user, moment, number, seen, _joined(names.take(pa.array(user))))
+            keys = Keys(user, moment, number, seen, joined(names.take(pa.array(user))))
             writer.write(pack(keys, tensors, manifest, _as_they_are(batch, job, manifest)))
             agents += int(tensors["filled"].sum())
             squares += squared_error(tensors["vectors"][tensors["filled"]].numpy(), precision)
@@ -259,11 +260,6 @@ def _as_they_are(batch: RequestBatch, job: Job, manifest: CacheManifest) -> dict
     for name, kind in NEWEST.items():
         columns[name] = pa.ListArray.from_arrays(at, pa.array(values[name], kind))
     return columns
-
-
-def _joined(column: pa.ChunkedArray) -> pa.Array:
-    joined = column.combine_chunks()
-    return joined.chunk(0) if isinstance(joined, pa.ChunkedArray) else joined
 
 
 def print_compressed(done: Compressed) -> None:

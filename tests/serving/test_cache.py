@@ -110,7 +110,6 @@ def test_the_newest_history_not_later_than_the_request_is_read(seed: int, rows: 
     user, time = rng.integers(0, 5, rows), rng.integers(0, 9, rows)
     cache = Cache.__new__(Cache)
     cache.keys = Keys(user, time, np.arange(rows), np.arange(rows))
-    cache._order = np.lexsort((time, user))
     asking, when = rng.integers(0, 6, 20), rng.integers(-1, 10, 20)
     for found, who, at in zip(cache.newest(asking, when), asking, when, strict=True):
         fits = [row for row in range(rows) if user[row] == who and time[row] <= at]
