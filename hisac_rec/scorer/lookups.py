@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hisac_rec.data.jagged import take_ranges
 from hisac_rec.scorer.artefact import Artefact, ExportedLookup
 from hisac_rec.serving.precision import decode
 
@@ -77,8 +78,7 @@ class Items:
         offsets, values = self._columns[lookup.column]
         lengths = (offsets[ids + 1] - offsets[ids]).astype(np.int64)
         owner = np.repeat(np.arange(len(ids)), lengths)
-        within = np.arange(len(owner)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        rows = table.take(values[offsets[ids][owner] + within].astype(np.int64))
+        rows = table.take(values[take_ranges(offsets[ids], lengths)].astype(np.int64))
         sums = np.zeros((len(ids), rows.shape[1]), np.float32)
         np.add.at(sums, owner, rows)
         return sums / np.maximum(lengths, 1).astype(np.float32)[:, None]

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hisac_rec.errors import UserError, did_you_mean
+from hisac_rec.evaluation.parts import sigmoid
 from hisac_rec.scorer.artefact import Artefact
 from hisac_rec.scorer.lookups import Lookups
 from hisac_rec.scorer.state import StateFormat, UserState
@@ -97,7 +98,8 @@ class Scorer:
             time: of the request, in the data set's unit; None: now, or right after the newest event
                 where the data set has no clock.
         """
-        return _sigmoid(self.logits(user, self._lookups.items.ids(items), time=time))
+        logits = self.logits(user, self._lookups.items.ids(items), time=time)
+        return sigmoid(logits).astype(np.float32)
 
     def logits(
         self, user: str, ids: NDArray[np.int64], *, time: int | None = None
@@ -190,8 +192,3 @@ def _read_fresh(data: bytes | None) -> NDArray[np.int64]:
 
 def _after(state: UserState) -> int:
     return int(state.newest_time.max(initial=0)) + 1
-
-
-def _sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    probabilities: NDArray[np.float32] = np.exp(-np.logaddexp(0.0, -logits.astype(np.float64)))
-    return probabilities.astype(np.float32)

@@ -7,6 +7,7 @@ all that is older comes from the cache, however old that is.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,7 +18,8 @@ from hisac_rec.data.units import RequestTable
 from hisac_rec.errors import UserError
 from hisac_rec.methods.base import find_method
 from hisac_rec.ranker.dense import LENGTH
-from hisac_rec.serving.cache import Cache, CacheManifest
+from hisac_rec.serving.cache import Cache
+from hisac_rec.serving.compress import describe
 from hisac_rec.serving.moments import newest_only
 from hisac_rec.train.job import Job
 
@@ -54,15 +56,15 @@ class Cached:
         return replace(batch, memory=memory)
 
 
-def require_same(cache: Cache, wanted: CacheManifest) -> None:
+def require_same(cache: Cache, job: Job, checkpoint: Path) -> None:
     """Check that a cache is of this checkpoint and data, whatever its moments and precision.
 
     Raises:
         UserError: it is of another one; names what differs.
     """
-    ours = {"precision": "", "at": "", "age": ""}
-    found = cache.manifest.model_dump() | ours
-    changed = first_difference(found, wanted.model_dump() | ours)
+    found = cache.manifest
+    wanted = describe(job, checkpoint, at=found.at, age=found.age, precision=found.precision)
+    changed = first_difference(found.model_dump(), wanted.model_dump())
     if changed:
         raise UserError(
             f"{cache.root}: a cache of another checkpoint or other data: {changed} here; make one "

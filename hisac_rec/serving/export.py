@@ -23,6 +23,7 @@ from hisac_rec.checkpoints.manifest import read_manifest
 from hisac_rec.checkpoints.restore import require_whole
 from hisac_rec.data.contract import PreparedData
 from hisac_rec.errors import UserError
+from hisac_rec.methods.hisac.voting import path_numbers
 from hisac_rec.progress import progress
 from hisac_rec.scorer.artefact import (
     COMPILED,
@@ -238,9 +239,7 @@ def _example(job: Job, agents: int, candidates: int, seed: int) -> dict[str, tor
         columns = [torch.randint(0, n, (number,), generator=generator) for n in counts]
         return torch.stack(columns, 1) if columns else torch.zeros(number, 0, dtype=torch.int64)
 
-    path = torch.zeros(agents, dtype=torch.int64)
-    for level, column in enumerate(codes(agents).unbind(1)):
-        path = path * counts[level] + column
+    path = path_numbers(codes(agents), counts)
     return {
         "vectors": rows(agents),
         "events": torch.randint(1, 40, (agents,), generator=generator).float(),

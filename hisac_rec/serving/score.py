@@ -18,7 +18,6 @@ from hisac_rec.data.units import RequestTable
 from hisac_rec.planning.config import PlannerConfig
 from hisac_rec.serving.cache import Cache
 from hisac_rec.serving.cached import Cached, require_same
-from hisac_rec.serving.compress import describe
 from hisac_rec.serving.requests import read_requests
 from hisac_rec.train.distributed import Ranks, gather_numbers
 from hisac_rec.train.evaluate import load_ranker, predict_into
@@ -84,7 +83,7 @@ def score_run(
     cached = None
     if cache is not None:
         opened = Cache(cache)
-        require_same(opened, describe(job, path, at="last", age=0, precision="fp32"))
+        require_same(opened, job, path)
         cached = Cached(opened, job)
     model = load_ranker(job, path, ranks, planner)
 
