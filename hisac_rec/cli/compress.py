@@ -43,15 +43,11 @@ def run(
     """
     from typing import get_args
 
-    from hisac_rec.config import load_config
+    from hisac_rec.cli.trained import cluster, open_run
     from hisac_rec.data.contract import SPLITS
-    from hisac_rec.doctor import check_stack
     from hisac_rec.errors import UserError, did_you_mean
-    from hisac_rec.planning.config import PlannerConfig
     from hisac_rec.serving.cache import At
     from hisac_rec.serving.precision import PRECISIONS
-    from hisac_rec.shipped import find_config
-    from hisac_rec.train.run import RunFolder
 
     for name, given, valid in (
         ("split", split, SPLITS),
@@ -62,13 +58,8 @@ def run(
             raise UserError(
                 f"--{name} {given}: expected one of {', '.join(valid)}{did_you_mean(given, valid)}"
             )
-    check_stack()
-    folder = RunFolder(run_folder)
-    folder.config()
-    prepared = folder.data(data)
-    where = None
-    if planner is not None:
-        where = load_config(PlannerConfig, find_config("launch/planners", planner))
+    folder, prepared = open_run(run_folder, data)
+    where = cluster(planner)
 
     from hisac_rec.serving.compress import compress_run, print_compressed
     from hisac_rec.train.distributed import process_group

@@ -37,25 +37,14 @@ def run(
 
         torchrun --nproc_per_node 2 -m hisac_rec evaluate runs/hisac
     """
-    from hisac_rec.config import load_config
-    from hisac_rec.data.contract import SPLITS
-    from hisac_rec.doctor import check_stack
-    from hisac_rec.errors import UserError, did_you_mean
+    from hisac_rec.cli.trained import cluster, open_run, require_split
     from hisac_rec.evaluation.table import print_report
-    from hisac_rec.planning.config import PlannerConfig
-    from hisac_rec.shipped import find_config
     from hisac_rec.train.run import RunFolder
 
-    if split not in SPLITS:
-        raise UserError(f"--split {split}: no such split{did_you_mean(split, SPLITS)}")
-    check_stack()
-    folder = RunFolder(run_folder)
+    require_split(split)
+    folder, prepared = open_run(run_folder, data)
     others = {other.config().name: other for other in map(RunFolder, against or [])}
-    folder.config()
-    prepared = folder.data(data)
-    where = None
-    if planner is not None:
-        where = load_config(PlannerConfig, find_config("launch/planners", planner))
+    where = cluster(planner)
 
     from hisac_rec.train.distributed import process_group
     from hisac_rec.train.evaluate import evaluate_run, write_predictions

@@ -33,12 +33,11 @@ def run(
 
     from torch.utils.cpp_extension import get_cxx_compiler
 
-    from hisac_rec.doctor import check_stack
+    from hisac_rec.cli.trained import open_run
     from hisac_rec.errors import UserError, did_you_mean
     from hisac_rec.serving.export import export_run
     from hisac_rec.serving.precision import PRECISIONS
     from hisac_rec.train.distributed import process_group
-    from hisac_rec.train.run import RunFolder
 
     if precision not in PRECISIONS:
         raise UserError(
@@ -51,10 +50,7 @@ def run(
             f"--aot: this machine has no C++ compiler '{get_cxx_compiler()}'; install one, or "
             "export with --no-aot"
         )
-    check_stack()
-    folder = RunFolder(run_folder)
-    folder.config()
-    prepared = folder.data(data)
+    folder, prepared = open_run(run_folder, data)
     with process_group():
         export_run(
             folder,

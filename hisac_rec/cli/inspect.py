@@ -36,20 +36,13 @@ def run(
     """
     from rich.console import Console
 
-    from hisac_rec.data.contract import SPLITS
-    from hisac_rec.doctor import check_stack
-    from hisac_rec.errors import UserError, did_you_mean
+    from hisac_rec.cli.trained import open_run, require_split
     from hisac_rec.serving.interests import inspect_user
     from hisac_rec.serving.interests_page import print_interests, write_html
     from hisac_rec.train.distributed import process_group
-    from hisac_rec.train.run import RunFolder
 
-    if split not in SPLITS:
-        raise UserError(f"--split {split}: no such split{did_you_mean(split, SPLITS)}")
-    check_stack()
-    folder = RunFolder(run_folder)
-    folder.config()
-    prepared = folder.data(data)
+    require_split(split)
+    folder, prepared = open_run(run_folder, data)
     with process_group() as ranks:
         found = inspect_user(
             folder,

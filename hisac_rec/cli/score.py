@@ -44,23 +44,11 @@ def run(
 
         hisac-rec score runs/hisac --requests tonight.parquet --cache cache --top 20 --out scores
     """
-    from hisac_rec.config import load_config
-    from hisac_rec.data.contract import SPLITS
-    from hisac_rec.doctor import check_stack
-    from hisac_rec.errors import UserError, did_you_mean
-    from hisac_rec.planning.config import PlannerConfig
-    from hisac_rec.shipped import find_config
-    from hisac_rec.train.run import RunFolder
+    from hisac_rec.cli.trained import cluster, open_run, require_split
 
-    if split not in SPLITS:
-        raise UserError(f"--split {split}: no such split{did_you_mean(split, SPLITS)}")
-    check_stack()
-    folder = RunFolder(run_folder)
-    folder.config()
-    prepared = folder.data(data)
-    where = None
-    if planner is not None:
-        where = load_config(PlannerConfig, find_config("launch/planners", planner))
+    require_split(split)
+    folder, prepared = open_run(run_folder, data)
+    where = cluster(planner)
 
     from hisac_rec.serving.score import SCORES, score_run
     from hisac_rec.train.distributed import process_group

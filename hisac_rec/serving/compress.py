@@ -45,6 +45,7 @@ from hisac_rec.serving.moments import snapshots
 from hisac_rec.serving.precision import Precision, squared_error
 from hisac_rec.train.distributed import Ranks, gather_numbers
 from hisac_rec.train.evaluate import load_ranker
+from hisac_rec.train.files import replace_text
 from hisac_rec.train.job import Job, open_job
 from hisac_rec.train.optim import Optimizers
 from hisac_rec.train.pipeline import Batches, outputs
@@ -221,7 +222,7 @@ def _open(out: Path, manifest: CacheManifest, ranks: Ranks) -> Keys:
     dist.barrier()
     if ranks.first:
         out.mkdir(parents=True, exist_ok=True)
-        (out / MANIFEST).write_text(manifest.model_dump_json(indent=1))
+        replace_text(out / MANIFEST, manifest.model_dump_json(indent=1))
         for left in out.glob(".part-*.partial"):
             left.unlink()
     dist.barrier()

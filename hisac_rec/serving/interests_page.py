@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.tree import Tree
 
 from hisac_rec.serving.interests import Interests, Leaf
+from hisac_rec.train.files import replace_text
 
 
 def to_html(found: Interests) -> str:
@@ -27,9 +28,7 @@ def to_html(found: Interests) -> str:
 def write_html(found: Interests, path: Path) -> None:
     """The page as a file, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(to_html(found), encoding="utf-8")
-    temporary.rename(path)
+    replace_text(path, to_html(found))
 
 
 def print_interests(found: Interests, console: Console, *, leaves: int = 8) -> None:

@@ -14,5 +14,5 @@ def replace_text(path: Path, text: str) -> None:
         OSError: the disk is full or the folder is gone; the old text stays.
     """
     beside = path.with_name(f".{path.name}.partial")
-    beside.write_text(text)
+    beside.write_text(text, encoding="utf-8")
     beside.replace(path)
