@@ -3,14 +3,15 @@
 The heart of preparation, in numpy alone. A source (SQL or generator) hands over
 :class:`EventBlock` after block, each the whole event log of some users; :func:`cut` turns a
 block into the rows of one split, as ``contract.split_schema`` wants them. An event is
-visible to a request exactly when its time is *strictly* before the request's.
+visible to a request exactly when its time is *strictly* before the request's and its split is
+not a later one.
 
 Legend: E events, U users with a request, R requests, C candidates, H history events stored.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -72,6 +73,22 @@ def split_by_fraction(user: NDArray[np.int32], train: float, valid: float) -> ND
     first_valid = round(train * PARTS_PER_UNIT) * count
     first_test = round((train + valid) * PARTS_PER_UNIT) * count
     return ((rank >= first_valid).astype(np.int8) + (rank >= first_test)).astype(np.int8)
+
+
+def without_later_splits(block: EventBlock, split: int) -> EventBlock:
+    """Take the events of later splits out of the history, for the requests of one split.
+
+    Where time cuts the splits, no request sees such an event anyway. An official split may
+    lie across time; what it holds back for testing must not show in training histories.
+
+    Args:
+        block: whole users.
+        split: 0, 1 or 2.
+
+    Returns:
+        The same events; those of a later split are no history. O(E).
+    """
+    return replace(block, is_history=block.is_history & (block.split <= split))
 
 
 def visible_history(block: EventBlock) -> Ints:

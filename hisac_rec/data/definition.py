@@ -116,10 +116,11 @@ class RequestsConfig(Strict):
 
 
 class SplitConfig(Strict):
-    """How time cuts the events into train, valid and test."""
+    """How the events are cut into train, valid and test."""
 
-    by: Literal["user_fraction", "time"] = "user_fraction"
-    """"user_fraction": by rank within each user; "time": by two moments common to all."""
+    by: Literal["user_fraction", "time", "column"] = "user_fraction"
+    """"user_fraction": by rank within each user; "time": by two moments common to all;
+    "column": as the publisher says, event by event."""
     train: float = Field(default=0.8, gt=0, lt=1)
     """user_fraction: this share of each user's events, the oldest, is train."""
     valid: float = Field(default=0.1, gt=0, lt=1)
@@ -128,6 +129,9 @@ class SplitConfig(Strict):
     """time: first moment of valid, in the unit of ``time``."""
     test_from: int | None = None
     """time: first moment of test."""
+    column: str | None = None
+    """column: SQL expression over the columns of ``source.events`` that is 'train', 'valid' or
+    'test' for every event, history events too: a request never sees an event of a later split."""
 
     @model_validator(mode="after")
     def _consistent(self) -> SplitConfig:
@@ -138,6 +142,10 @@ class SplitConfig(Strict):
                 raise ValueError("by = 'time' needs valid_from and test_from")
             if self.valid_from >= self.test_from:
                 raise ValueError("valid_from must be before test_from")
+        if self.by == "column" and self.column is None:
+            raise ValueError("by = 'column' needs column")
+        if self.by != "column" and self.column is not None:
+            raise ValueError("column needs by = 'column'")
         return self
 
 

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hisac_rec.config import Strict
-from hisac_rec.data.blocks import cut, visible_history
+from hisac_rec.data.blocks import cut, visible_history, without_later_splits
 from hisac_rec.data.contract import (
     CONTRACT_VERSION,
     SPLITS,
@@ -111,9 +111,9 @@ def _write_splits(
         writers = {s: stack.enter_context(SplitWriter(root / s, schema)) for s in SPLITS}
         with progress("write users", total=source.users - 1, unit="users") as advance:
             for block in source.blocks():
-                visible = visible_history(block)
                 for index, split in enumerate(SPLITS):
-                    rows = cut(block, index, source.rules(split), visible)
+                    known = without_later_splits(block, index)
+                    rows = cut(known, index, source.rules(split), visible_history(known))
                     writers[split].write(rows, source.user_values)
                     if split == "train":
                         tally.add(block, rows)

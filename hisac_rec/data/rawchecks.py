@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from hisac_rec.data.contract import SPLITS
 from hisac_rec.data.definition import DatasetDefinition, SourceConfig
-from hisac_rec.data.sql import INTEGER_TYPES, Engine, identifier
+from hisac_rec.data.sql import INTEGER_TYPES, Engine, identifier, text
 from hisac_rec.errors import UserError, did_you_mean
 
 _ID_TYPES = INTEGER_TYPES | {"VARCHAR", "UUID", "HUGEINT", "UHUGEINT", "ENUM"}
@@ -92,6 +93,8 @@ def check_expressions(engine: Engine, definition: DatasetDefinition, events: str
     others = {"requests.label": requests.label}
     if requests.group != "event":
         others["requests.group"] = requests.group
+    if definition.split.column is not None:
+        others["split.column"] = definition.split.column
     for key, expression in {**conditions, **others}.items():
         described = engine.rows(f"DESCRIBE SELECT ({expression}\n) AS value FROM {events}", key)
         kind = described[0][1]
@@ -100,6 +103,42 @@ def check_expressions(engine: Engine, definition: DatasetDefinition, events: str
         is_number = kind.partition("(")[0] in INTEGER_TYPES | {"FLOAT", "DOUBLE", "DECIMAL"}
         if key == "requests.label" and not is_number and kind != "BOOLEAN":
             raise engine.wrong(key, f"is {kind}, expected BOOLEAN or a number in [0, 1]")
+    if definition.split.column is not None:
+        _check_split(engine, definition.split.column, events)
+
+
+def _check_split(engine: Engine, column: str, events: str) -> None:
+    wrong = f"({column}\n)::VARCHAR IS NULL OR ({column}\n)::VARCHAR NOT IN {SPLITS}"
+    count, value = engine.rows(
+        f"""
+        SELECT count(*), coalesce(min(({column}\n)::VARCHAR), 'NULL')
+        FROM {events} WHERE {wrong}
+        """,
+        "split.column",
+    )[0]
+    if count:
+        raise engine.wrong(
+            "split.column",
+            f"{count:,} events are of split {value!r}, expected 'train', 'valid' or 'test': "
+            "map the publisher's names with CASE, or leave such events out of source.events",
+        )
+
+
+def split_columns(definition: DatasetDefinition) -> tuple[str, str]:
+    """How an event's split gets into the sorted events, where the definition names it.
+
+    Returns:
+        Two pieces of a select list: of the expression, and of its name. Both empty where rank
+        or time says the split.
+    """
+    column = definition.split.column
+    if column is None:
+        return "", ""
+    names = ", ".join(text(split) for split in SPLITS)
+    return (
+        f", (list_position([{names}], ({column}\n)::VARCHAR) - 1)::TINYINT AS split",
+        ", split",
+    )
 
 
 def check_labels(engine: Engine, events: str, users: str) -> None:

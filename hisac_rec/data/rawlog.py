@@ -30,6 +30,7 @@ from hisac_rec.data.rawchecks import (
     check_select,
     content_width,
     require_files,
+    split_columns,
 )
 from hisac_rec.data.source import Catalogue
 from hisac_rec.data.sql import Engine, identifier, subquery, text
@@ -107,8 +108,9 @@ class RawLog:
             columns = {name: table[name].to_numpy() for name in table.column_names}
             if self._requests.group == "event":
                 columns["group"] = None
-            split = self._splits(columns["user"], columns["time"])
-            yield EventBlock(**columns, split=split)
+            if self.definition.split.by != "column":
+                columns["split"] = self._splits(columns["user"], columns["time"])
+            yield EventBlock(**columns)
 
     def catalogue(self, seen: NDArray[np.bool_]) -> Catalogue:
         """Items with features, text and content; see :class:`Catalogue`."""
@@ -178,6 +180,8 @@ class RawLog:
         seen = f'SELECT DISTINCT "user" AS id FROM {EVENTS}'
         if split.by == "time":  # by fraction, every user's first event is train
             seen += f" WHERE time < {split.valid_from}"
+        elif split.by == "column":
+            seen += " WHERE split = 0"
         engine.run(f"CREATE TABLE prepared.seen_users AS {seen}", "users", "source.events")
         features = self._encode("user", types, USERS, "prepared.seen_users")
         self.user_features = [f.feature for f in features]
@@ -255,6 +259,7 @@ class RawLog:
         sequence = "sequence" if "sequence" in types else "0"
         group = f"hash(({requests.group}\n))" if requests.group != "event" else "0::UBIGINT"
         names = ", ".join(text(name) for name in self.event_types)
+        part, split = split_columns(self.definition)
         self._engine.run(
             f"""
             CREATE TABLE {EVENTS} AS
@@ -263,18 +268,18 @@ class RawLog:
                     {self._type} AS type_name, {sequence} AS place,
                     coalesce(({self.definition.history.where}\n), false) AS is_history,
                     coalesce(({requests.where}\n), false) AS is_candidate,
-                    ({requests.label}\n)::FLOAT AS raw_label, {group} AS "group"
+                    ({requests.label}\n)::FLOAT AS raw_label, {group} AS "group"{part}
                 FROM {RAW_EVENTS}
             )
             SELECT u.id AS "user", i.id AS item, time::BIGINT AS time,
                 greatest(coalesce(list_position([{names}], type_name), 1) - 1, 0)::TINYINT AS type,
                 is_history, is_candidate,
-                CASE WHEN is_candidate THEN raw_label ELSE 0 END AS label, "group"
+                CASE WHEN is_candidate THEN raw_label ELSE 0 END AS label, "group"{split}
             FROM flagged JOIN {USERS} u ON u.value = raw_user JOIN {ITEMS} i ON i.value = raw_item
-            ORDER BY u.id, time, place, i.id, type, is_history, is_candidate, label, "group"
+            ORDER BY u.id, time, place, i.id, type, is_history, is_candidate, label, "group"{split}
             """,
             "sort events",
-            "history.where, requests.where, requests.label or requests.group",
+            "history.where, requests.where, requests.label, requests.group or split.column",
         )
 
     def _splits(self, user: NDArray[np.int32], time: NDArray[np.int64]) -> NDArray[np.int8]:

@@ -29,6 +29,8 @@ def test_shipped_definitions_are_valid(name: str) -> None:
         ({"split": {"by": "time"}}, "needs valid_from and test_from"),
         ({"split": {"by": "time", "valid_from": 9, "test_from": 3}}, "before test_from"),
         ({"split": {"train": 0.9, "valid": 0.1}}, "leaves nothing for test"),
+        ({"split": {"by": "column"}}, "by = 'column' needs column"),
+        ({"split": {"column": "part"}}, "column needs by = 'column'"),
         ({"requests": {**REQUESTS, "group": "s", "group_events": 2}}, "group = 'event'"),
         ({"requests": {**REQUESTS, "label": None}}, "key 'requests.label'"),
         (
