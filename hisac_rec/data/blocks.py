@@ -11,7 +11,8 @@ Legend: E events, U users with a request, R requests, C candidates, H history ev
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -89,6 +90,34 @@ def without_later_splits(block: EventBlock, split: int) -> EventBlock:
         The same events; those of a later split are no history. O(E).
     """
     return replace(block, is_history=block.is_history & (block.split <= split))
+
+
+def draw_cold_items(items: int, share: float) -> NDArray[np.bool_]:
+    """Draw the items that training is to know nothing of.
+
+    Args:
+        items: rows of the item table, the unknown item 0 included, which is never drawn.
+        share: of the items.
+
+    Returns:
+        [items], the same for the same arguments.
+    """
+    drawn: NDArray[np.bool_] = np.random.default_rng(0).random(items) < share
+    drawn[0] = False
+    return drawn
+
+
+def without_training(block: EventBlock, cold: NDArray[np.bool_]) -> EventBlock:
+    """The block less the training events of some items; O(E).
+
+    Args:
+        block: where to look.
+        cold: [items] True where an item's training events are to go.
+    """
+    kept = ~(cold[block.item] & (block.split == 0))
+    columns = {field.name: getattr(block, field.name) for field in fields(block)}
+    taken: dict[str, Any] = {n: None if of is None else of[kept] for n, of in columns.items()}
+    return EventBlock(**taken)
 
 
 def visible_history(block: EventBlock) -> Ints:

@@ -132,6 +132,10 @@ class SplitConfig(Strict):
     column: str | None = None
     """column: SQL expression over the columns of ``source.events`` that is 'train', 'valid' or
     'test' for every event, history events too: a request never sees an event of a later split."""
+    cold_items: float | None = Field(default=None, gt=0, lt=1)
+    """Keep this share of the items, drawn at random, out of the training period altogether: no
+    event of theirs enters a history or a request of training. They come in with the validation
+    period, as items do that are new to a catalogue; see the slice "unseen" of a report."""
 
     @model_validator(mode="after")
     def _consistent(self) -> SplitConfig:

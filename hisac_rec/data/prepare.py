@@ -19,9 +19,16 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from hisac_rec.config import Strict
-from hisac_rec.data.blocks import cut, visible_history, without_later_splits
+from hisac_rec.data.blocks import (
+    cut,
+    draw_cold_items,
+    visible_history,
+    without_later_splits,
+    without_training,
+)
 from hisac_rec.data.contract import (
     CONTRACT_VERSION,
     SPLITS,
@@ -89,7 +96,8 @@ def prepare(
             source = stack.enter_context(
                 RawLog(definition, raw, scratch, origin, memory_limit, threads)
             )
-        counts, tally = _write_splits(source, building, origin)
+        cold = draw_cold_items(source.items, definition.split.cold_items or 0.0)
+        counts, tally = _write_splits(source, building, cold, origin)
         catalogue = source.catalogue(tally.seen)
         manifest = _manifest(definition, source, catalogue, counts)
         _write_items(building / "items.parquet", manifest, catalogue, tally)
@@ -102,7 +110,7 @@ def prepare(
 
 
 def _write_splits(
-    source: Source, root: Path, origin: str
+    source: Source, root: Path, cold: NDArray[np.bool_], origin: str
 ) -> tuple[dict[Split, SplitCounts], TrainTally]:
     names = [feature.name for feature in source.user_features]
     schema = split_schema(names, oracle=source.has_oracle)
@@ -111,13 +119,16 @@ def _write_splits(
         writers = {s: stack.enter_context(SplitWriter(root / s, schema)) for s in SPLITS}
         with progress("write users", total=source.users - 1, unit="users") as advance:
             for block in source.blocks():
+                users = int(np.count_nonzero(np.diff(block.user, prepend=0)))
+                if cold.any():
+                    block = without_training(block, cold)
                 for index, split in enumerate(SPLITS):
                     known = without_later_splits(block, index)
                     rows = cut(known, index, source.rules(split), visible_history(known))
                     writers[split].write(rows, source.user_values)
                     if split == "train":
                         tally.add(block, rows)
-                advance(int(np.count_nonzero(np.diff(block.user, prepend=0))))
+                advance(users)
         counts: dict[Split, SplitCounts] = {s: w.counts for s, w in writers.items()}
     for split, count in counts.items():
         if count.requests == 0:

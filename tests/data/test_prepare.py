@@ -169,6 +169,42 @@ def test_items_and_vocabularies(make: Callable[..., PreparedData]) -> None:
     )
 
 
+def test_new_keys_of_a_definition_leave_fingerprints_as_they_are(
+    make: Callable[..., PreparedData],
+) -> None:
+    """Trained models and committed comparisons name the data by it: default new keys to None."""
+    assert make().manifest.fingerprint == "a3655d2e967e66da88fcc78669112150"
+
+
+def test_cold_items_come_in_with_the_validation_period(make: Callable[..., PreparedData]) -> None:
+    data, cold = make(), make("split.cold_items=0.3", out="cold")
+    for split in SPLITS:
+        users = {row["user"] for row in rows(data, split)}
+        assert users == {row["user"] for row in rows(cold, split)}
+    table = cold.items.to_pylist()
+    out = {i for i, item in enumerate(table) if item["first_time"] is None and i}
+    never = {i for i, item in enumerate(data.items.to_pylist()) if item["first_time"] is None}
+    assert 8 < len(out - never) < 25  # of the 50 items that are ever seen
+    train = rows(cold, "train")
+    in_train = {i for row in train for i in row["history_item"]}
+    in_train |= {i for row in train for q in row["requests"] for i in q["items"]}
+    assert not in_train & out
+    for before, after in zip(rows(data, "train"), train, strict=True):
+        kept = [i for i in before["history_item"] if i not in out]
+        both = min(len(kept), len(after["history_item"]))  # a last request may have gone, or moved
+        assert kept[:both] == after["history_item"][:both]
+    shown = {i for row in rows(cold, "test") for q in row["requests"] for i in q["items"]}
+    assert shown == {i for row in rows(data, "test") for q in row["requests"] for i in q["items"]}
+    past = [
+        item
+        for row in rows(cold, "test")
+        for item, time in zip(row["history_item"], row["history_time"], strict=True)
+        if time < 1_700_060_000
+    ]
+    assert past
+    assert not set(past) & out
+
+
 def test_order_of_the_raw_file_and_threads_change_nothing(tmp_path: Path) -> None:
     one = prepare(define(), tmp_path / "a", raw=shop_log(tmp_path / "r1"), threads=1)
     raw = shop_log(tmp_path / "r2", order=3)
