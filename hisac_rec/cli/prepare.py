@@ -26,6 +26,10 @@ def run(
     force: Annotated[
         bool, typer.Option("--force", help="Replace a prepared data set at --out.")
     ] = False,
+    fresh: Annotated[
+        bool,
+        typer.Option("--fresh", help="Throw away what an earlier start, cut off, has done."),
+    ] = False,
     memory_limit: Annotated[
         str, typer.Option(help="Memory of the SQL engine; beyond it, it works on disk.")
     ] = "4GB",
@@ -57,6 +61,7 @@ def run(
         raw=raw,
         origin=str(path),
         force=force,
+        fresh=fresh,
         memory_limit=memory_limit,
         threads=threads,
     )

@@ -95,6 +95,11 @@ class SplitCounts(Strict):
     positives: float
     """Sum of the labels."""
 
+    @classmethod
+    def nothing(cls) -> SplitCounts:
+        """Of a split without rows."""
+        return cls(users=0, events=0, requests=0, candidates=0, positives=0.0)
+
 
 class Manifest(Strict):
     """``manifest.json``: everything a model needs to know about the data to be built."""

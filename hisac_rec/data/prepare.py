@@ -1,8 +1,8 @@
 """``prepare``: a definition and raw files in, a prepared data set out.
 
-Everything is written into a temporary folder beside the output and renamed at the end, so
-that a prepared data set is whole or absent. Memory is bounded by the largest block of users
-plus one word per user and item; DuckDB sorts on disk.
+Everything is written into a work folder beside the output and renamed at the end, so that a
+prepared data set is whole or absent; what a killed run has done is not done again. Memory is
+bounded by the largest block of users plus one word per user and item; DuckDB sorts on disk.
 """
 
 from __future__ import annotations
@@ -10,41 +10,32 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from hisac_rec.config import Strict
-from hisac_rec.data.blocks import (
-    cut,
-    draw_cold_items,
-    visible_history,
-    without_later_splits,
-    without_training,
-)
+from hisac_rec.data.blocks import draw_cold_items
 from hisac_rec.data.contract import (
     CONTRACT_VERSION,
-    SPLITS,
     Manifest,
     PreparedData,
     Split,
     SplitCounts,
     items_schema,
-    split_schema,
 )
 from hisac_rec.data.definition import DatasetDefinition
 from hisac_rec.data.parquet import WRITING
+from hisac_rec.data.rawchecks import require_files
 from hisac_rec.data.source import Catalogue, Source
 from hisac_rec.data.synthetic import SyntheticSource
+from hisac_rec.data.users import write_splits
 from hisac_rec.data.validate import validate_prepared
-from hisac_rec.data.writer import SplitWriter, TrainTally
+from hisac_rec.data.work import WorkFolder, identity
+from hisac_rec.data.writer import TrainTally
 from hisac_rec.errors import UserError
 from hisac_rec.progress import progress
 
@@ -58,6 +49,7 @@ def prepare(
     raw: Path | None = None,
     origin: str = "",
     force: bool = False,
+    fresh: bool = False,
     memory_limit: str = "4GB",
     threads: int | None = None,
 ) -> PreparedData:
@@ -69,6 +61,7 @@ def prepare(
         raw: folder of raw files; needed where the definition has ``[source]``.
         origin: the definition's file, for messages.
         force: replace a prepared data set that is already at ``out``.
+        fresh: throw away what an earlier start, cut off, has done for the same output.
         memory_limit: of DuckDB, for example "4GB"; beyond it, it works on disk.
         threads: of DuckDB; None: one per core.
 
@@ -86,7 +79,10 @@ def prepare(
     """
     origin = origin or definition.name
     _refuse_existing(out, force)
-    with _written_whole(out.absolute()) as (building, scratch), ExitStack() as stack:
+    if definition.source is not None:
+        raw = require_files(definition.source, raw, origin)
+    made_from = identity(definition, raw, "duckdb")
+    with WorkFolder(out.absolute(), made_from, fresh=fresh) as work, ExitStack() as stack:
         source: Source
         if definition.synthetic is not None:
             source = SyntheticSource(definition.synthetic)
@@ -94,49 +90,26 @@ def prepare(
             from hisac_rec.data.rawlog import RawLog
 
             source = stack.enter_context(
-                RawLog(definition, raw, scratch, origin, memory_limit, threads)
+                RawLog(definition, raw, work, origin, memory_limit, threads)
             )
         cold = draw_cold_items(source.items, definition.split.cold_items or 0.0)
-        counts, tally = _write_splits(source, building, cold, origin)
+        counts, tally = write_splits(source, work, cold, origin)
         catalogue = source.catalogue(tally.seen)
         manifest = _manifest(definition, source, catalogue, counts)
-        _write_items(building / "items.parquet", manifest, catalogue, tally)
-        _write_vocabularies(building / "vocab", source, catalogue)
         stats = tally.stats(counts["train"], catalogue.values_mean)
-        _write_json(building / "manifest.json", manifest)
-        _write_json(building / "stats.json", stats)
-        validate_prepared(building)
+        root = work.building
+        work.once(
+            "write items",
+            lambda: _write_items(root / "items.parquet", manifest, catalogue, tally),
+        )
+        work.once(
+            "write vocabularies", lambda: _write_vocabularies(root / "vocab", source, catalogue)
+        )
+        _write_json(root / "manifest.json", manifest)
+        _write_json(root / "stats.json", stats)
+        work.once("check", lambda: validate_prepared(root))
+        work.finish()
     return PreparedData(out)
-
-
-def _write_splits(
-    source: Source, root: Path, cold: NDArray[np.bool_], origin: str
-) -> tuple[dict[Split, SplitCounts], TrainTally]:
-    names = [feature.name for feature in source.user_features]
-    schema = split_schema(names, oracle=source.has_oracle)
-    tally = TrainTally(source.items)
-    with ExitStack() as stack:
-        writers = {s: stack.enter_context(SplitWriter(root / s, schema)) for s in SPLITS}
-        with progress("write users", total=source.users - 1, unit="users") as advance:
-            for block in source.blocks():
-                users = int(np.count_nonzero(np.diff(block.user, prepend=0)))
-                if cold.any():
-                    block = without_training(block, cold)
-                for index, split in enumerate(SPLITS):
-                    known = without_later_splits(block, index)
-                    rows = cut(known, index, source.rules(split), visible_history(known))
-                    writers[split].write(rows, source.user_values)
-                    if split == "train":
-                        tally.add(block, rows)
-                advance(users)
-        counts: dict[Split, SplitCounts] = {s: w.counts for s, w in writers.items()}
-    for split, count in counts.items():
-        if count.requests == 0:
-            raise UserError(
-                f"{origin}: the {split} split is empty (no request); change [split], "
-                "requests.where or history.min_events"
-            )
-    return counts, tally
 
 
 def _manifest(
@@ -193,7 +166,7 @@ def _write_items(path: Path, manifest: Manifest, catalogue: Catalogue, tally: Tr
 
 
 def _write_vocabularies(folder: Path, source: Source, catalogue: Catalogue) -> None:
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     for name, values in {**catalogue.vocabularies, **source.user_vocabularies}.items():
         ids = pa.array(np.arange(len(values), dtype=np.int32))
         table = pa.table({"id": ids, "value": values})
@@ -214,23 +187,3 @@ def _refuse_existing(out: Path, force: bool) -> None:
     )
     if not replaceable:
         raise UserError(f"{out}: is no prepared data set, so --force does not replace it")
-
-
-@contextmanager
-def _written_whole(out: Path) -> Iterator[tuple[Path, Path]]:
-    """A folder to build in and one for scratch, on the same disk as ``out``.
-
-    The first becomes ``out`` when the block ends well; whatever else is left vanishes.
-    """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    building, scratch = temporary / "new", temporary / "scratch"
-    building.mkdir()
-    scratch.mkdir()
-    try:
-        yield building, scratch
-        if out.exists():
-            out.rename(temporary / "old")
-        building.rename(out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

@@ -34,6 +34,7 @@ from hisac_rec.data.rawchecks import (
 )
 from hisac_rec.data.source import Catalogue
 from hisac_rec.data.sql import Engine, identifier, subquery, text
+from hisac_rec.data.work import WorkFolder
 from hisac_rec.errors import did_you_mean
 
 BLOCK_EVENTS = 2_000_000
@@ -51,7 +52,7 @@ class RawLog:
     Args:
         definition: with ``[source]``.
         raw: folder of raw files.
-        scratch: folder for the database.
+        work: folder for the database.
         origin: the definition's file, for messages.
         memory_limit: of DuckDB.
         threads: of DuckDB; None: one per core.
@@ -66,7 +67,7 @@ class RawLog:
         self,
         definition: DatasetDefinition,
         raw: Path | None,
-        scratch: Path,
+        work: WorkFolder,
         origin: str,
         memory_limit: str,
         threads: int | None,
@@ -76,7 +77,7 @@ class RawLog:
         assert requests is not None
         self.definition, self._source, self._requests = definition, source, requests
         self._raw = require_files(source, raw, origin)
-        self._engine = Engine(scratch, origin, memory_limit, threads)
+        self._engine = Engine(work, origin, memory_limit, threads)
         try:
             self._load()
         except BaseException:
@@ -94,14 +95,14 @@ class RawLog:
         requests, history = self._requests, self.definition.history
         return CutRules(history.min_events, requests.of_split(split), history.max_length)
 
-    def blocks(self) -> Iterator[EventBlock]:
-        """Events of whole users, about ``BLOCK_EVENTS`` at a time."""
+    def blocks(self, first: int = 0) -> Iterator[EventBlock]:
+        """Events of whole users, about ``BLOCK_EVENTS`` at a time, from block ``first`` on."""
         bounds = self._engine.rows(f"""
             SELECT min("user"), max("user") FROM (
                 SELECT "user", (sum(count(*)) OVER (ORDER BY "user") - 1) // {BLOCK_EVENTS} AS block
                 FROM {EVENTS} GROUP BY "user"
             ) GROUP BY block ORDER BY block""")
-        for low, high in bounds:
+        for low, high in bounds[first:]:
             table = self._engine.arrow(
                 f'SELECT * FROM {EVENTS} WHERE "user" BETWEEN {low} AND {high} ORDER BY rowid'
             )

@@ -55,8 +55,12 @@ class Source(Protocol):
         """How requests of this split are cut."""
         ...
 
-    def blocks(self) -> Iterator[EventBlock]:
-        """All events, whole users at a time, in the order of user ids."""
+    def blocks(self, first: int = 0) -> Iterator[EventBlock]:
+        """All events, whole users at a time, in the order of user ids.
+
+        Args:
+            first: how many blocks to pass over; a source cuts the same blocks every time.
+        """
         ...
 
     def catalogue(self, seen: NDArray[np.bool_]) -> Catalogue:

@@ -1,7 +1,8 @@
-"""DuckDB as preparation uses it: on disk, with progress, errors under the definition's key."""
+"""DuckDB as preparation uses it: on disk, resumable, errors under the definition's key."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
+from hisac_rec.data.journal import Journal
+from hisac_rec.data.work import OutOfResourceError, WorkFolder
 from hisac_rec.errors import UserError
 from hisac_rec.progress import progress
 
@@ -20,27 +23,34 @@ POLL_SECONDS = 0.1
 
 
 class Engine:
-    """A DuckDB database in a scratch folder.
+    """A DuckDB database in a work folder; what an earlier start has done is not done again.
 
     Args:
-        scratch: folder for the database and what does not fit into memory.
+        work: the folder; its scratch holds the database and what does not fit into memory.
         origin: the definition's file, for messages.
         memory_limit: for example "4GB".
         threads: None: one per core.
 
     Raises:
-        UserError: ``memory_limit`` is no amount of memory.
+        UserError: ``memory_limit`` is no amount of memory; the database cannot be opened.
     """
 
-    def __init__(self, scratch: Path, origin: str, memory_limit: str, threads: int | None) -> None:
-        self.origin = origin
-        settings: dict[str, str | bool | int | float | list[str]] = {
-            "temp_directory": str(scratch / "spill")
-        }
+    def __init__(
+        self, work: WorkFolder, origin: str, memory_limit: str, threads: int | None
+    ) -> None:
+        self.origin, self._stages = origin, work.stages
+        spill, database = work.scratch / "spill", work.scratch / "prepare.duckdb"
+        shutil.rmtree(spill, ignore_errors=True)  # of a start that was killed
+        settings: dict[str, str | bool | int | float | list[str]] = {"temp_directory": str(spill)}
         if threads is not None:
             settings["threads"] = threads
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="duckdb")
-        self._database = duckdb.connect(str(scratch / "prepare.duckdb"), config=settings)
+        try:
+            self._database = duckdb.connect(str(database), config=settings)
+        except duckdb.Error as error:
+            raise OutOfResourceError(
+                f"{database}: cannot be opened ({error}); throw it away with --fresh"
+            ) from None
         try:
             self._database.execute(f"SET memory_limit = {text(memory_limit)}")
         except duckdb.Error as error:
@@ -50,7 +60,8 @@ class Engine:
             ) from None
         self._database.execute("SET enable_progress_bar = true")
         self._database.execute("SET enable_progress_bar_print = false")
-        self._database.execute("CREATE SCHEMA prepared")
+        self._database.execute("CREATE SCHEMA IF NOT EXISTS prepared")
+        self._journal = Journal(self._database, origin)
 
     def close(self) -> None:
         """Close the database; its files stay for the owner of the scratch folder."""
@@ -58,7 +69,7 @@ class Engine:
         self._database.close()
 
     def run(self, statement: str, title: str, key: str) -> None:
-        """Run a statement, with progress.
+        """Run a statement, with progress, unless an earlier start has.
 
         Args:
             statement: SQL.
@@ -68,9 +79,11 @@ class Engine:
         Raises:
             UserError: DuckDB refuses; shows the key and DuckDB's message.
         """
+        if self._journal.has_run(statement):
+            return
         done = 0
-        with progress(title, total=100, unit="%") as advance:
-            future: Future[Any] = self._thread.submit(self._database.execute, statement)
+        with self._stages.measure(title), progress(title, total=100, unit="%") as advance:
+            future: Future[Any] = self._thread.submit(self._carry_out, statement)
             try:
                 while not wait([future], POLL_SECONDS).done:
                     reached = int(self._database.query_progress())
@@ -84,16 +97,33 @@ class Engine:
         except duckdb.Error as error:
             raise self.refused(key, error) from None
 
+    def _carry_out(self, statement: str) -> None:
+        """Run a statement and write it down, both or neither."""
+        self._database.begin()
+        try:
+            self._database.execute(statement)
+            self._journal.ran(statement)
+        except BaseException:
+            self._database.rollback()
+            raise
+        self._database.commit()
+        self._journal.step()
+
     def rows(self, query: str, key: str = "") -> list[tuple[Any, ...]]:
-        """The few rows of a small query.
+        """The few rows of a small query: numbers and texts.
 
         Raises:
             UserError: as :meth:`run`.
         """
+        known = self._journal.answer(query)
+        if known is not None:
+            return known
         try:
-            return self._database.execute(query).fetchall()
+            found = self._database.execute(query).fetchall()
         except duckdb.Error as error:
             raise self.refused(key, error) from None
+        self._journal.answered(query, found)
+        return found
 
     def arrow(self, query: str) -> pa.Table:
         """The result of a query of ours, as one Arrow table."""
@@ -107,16 +137,20 @@ class Engine:
     def take_in(self, name: str, table: pa.Table) -> None:
         """Make an Arrow table a table of the database."""
         self._database.register("taken_in", table)
-        self._database.execute(f"CREATE TABLE {name} AS SELECT * FROM taken_in")
+        self._database.execute(f"CREATE OR REPLACE TABLE {name} AS SELECT * FROM taken_in")
         self._database.unregister("taken_in")
 
     def columns(self, table: str) -> dict[str, str]:
         """Column -> DuckDB type of a table."""
-        described = self._database.execute(f"DESCRIBE SELECT * FROM {table}").fetchall()
-        return {row[0]: row[1] for row in described}
+        return {row[0]: row[1] for row in self.rows(f"DESCRIBE SELECT * FROM {table}")}
 
     def refused(self, key: str, error: Exception) -> UserError:
         """The error for SQL of the definition that DuckDB does not run."""
+        if isinstance(error, duckdb.OutOfMemoryException) or "No space left" in str(error):
+            return OutOfResourceError(
+                f"{self.origin}: memory or disk ran out; give more with --memory-limit, or free "
+                f"space beside --out, and run the same command again:\n{error}"
+            )
         if not key:
             raise error
         return UserError(f"{self.origin}: key '{key}': the SQL does not run:\n{error}")

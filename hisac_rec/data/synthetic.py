@@ -71,12 +71,13 @@ class SyntheticSource:
         """Requests are exact: the generator groups them itself."""
         return CutRules()
 
-    def blocks(self) -> Iterator[EventBlock]:
-        """Histories and requests, a chunk of users at a time."""
+    def blocks(self, first: int = 0) -> Iterator[EventBlock]:
+        """Histories and requests, a chunk of users at a time, from chunk ``first`` on."""
         size = min(max(CHUNK_EVENTS // self.config.length_median, 1), CHUNK_USERS)
-        for chunk, first in enumerate(range(1, self.users, size)):
-            rng = np.random.default_rng([self.config.seed, 1 + chunk])
-            yield self._block(rng, np.arange(first, min(first + size, self.users)))
+        for chunk, start in enumerate(range(1, self.users, size)):
+            if chunk >= first:
+                rng = np.random.default_rng([self.config.seed, 1 + chunk])
+                yield self._block(rng, np.arange(start, min(start + size, self.users)))
 
     def catalogue(self, seen: NDArray[np.bool_]) -> Catalogue:
         """Items: noisy ``category`` (all known in the training period) and ``content``."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -28,12 +29,12 @@ class SplitWriter:
     """Writes one split as ``part-00000.parquet``, ``part-00001.parquet``, ...
 
     Args:
-        folder: the split's folder; made here.
+        folder: the split's folder; made here where it is not there.
         schema: of the rows; see ``contract.split_schema``.
     """
 
     def __init__(self, folder: Path, schema: pa.Schema) -> None:
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._schema = folder, schema
         self._writer: pq.ParquetWriter | None = None
         self._sink: pa.NativeFile | None = None
@@ -83,6 +84,29 @@ class SplitWriter:
             candidates=self.candidates,
             positives=self.positives,
         )
+
+    def close_file(self) -> dict[str, Any]:
+        """Close the part file, so that all rows so far are on disk.
+
+        Returns:
+            Counts of files and rows, for :meth:`go_on_from`.
+        """
+        self._close()
+        return {"files": self._files, **self.counts.model_dump()}
+
+    def go_on_from(self, saved: dict[str, Any] | None) -> None:
+        """Count on from what :meth:`close_file` gave; remove part files that were begun since.
+
+        Args:
+            saved: None: from nothing.
+        """
+        saved = saved or {"files": 0, **SplitCounts.nothing().model_dump()}
+        self._files = saved["files"]
+        self.users, self.events = saved["users"], saved["events"]
+        self.requests, self.candidates = saved["requests"], saved["candidates"]
+        self.positives = saved["positives"]
+        for path in sorted(self._folder.glob("part-*.parquet"))[self._files :]:
+            path.unlink()
 
     def _write_group(self, table: pa.Table) -> None:
         if self._writer is None:
