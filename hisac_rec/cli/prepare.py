@@ -95,3 +95,29 @@ def _show(data: PreparedData) -> None:
     )
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
+    _show_stages(data.root)
+
+
+def _show_stages(root: Path) -> None:
+    """Print what the stages took, the longest first."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from hisac_rec.data.work import read_record, record_path
+
+    stages = read_record(root)
+    table = Table(title="longest stages", title_justify="left")
+    table.add_column("stage")
+    for name in ("seconds", "peak memory", "read", "written"):
+        table.add_column(name, justify="right")
+    for stage in sorted(stages, key=lambda s: -s.seconds)[:5]:
+        sizes = (stage.peak_bytes, stage.read_bytes, stage.written_bytes)
+        table.add_row(
+            stage.title, f"{stage.seconds:,.1f}", *(f"{size / 1e6:,.0f} MB" for size in sizes)
+        )
+    console = Console()
+    console.print(table)
+    seconds = sum(stage.seconds for stage in stages)
+    peak = max(stage.peak_bytes for stage in stages)
+    line = f"all stages: {seconds:,.1f} s, peak memory {peak / 1e6:,.0f} MB; {record_path(root)}"
+    console.print(line, highlight=False, soft_wrap=True)

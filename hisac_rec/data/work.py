@@ -25,7 +25,7 @@ import duckdb
 from hisac_rec import __version__
 from hisac_rec.data.contract import CONTRACT_VERSION
 from hisac_rec.data.definition import DatasetDefinition
-from hisac_rec.data.stages import Stages, replace_text
+from hisac_rec.data.stages import Stage, Stages, replace_text
 from hisac_rec.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -162,6 +162,11 @@ def record_path(out: Path) -> Path:
     bytes however long they took.
     """
     return out.with_name(f"{out.name}.prepare.json")
+
+
+def read_record(out: Path) -> list[Stage]:
+    """The stages of a finished preparation."""
+    return [Stage(**stage) for stage in json.loads(record_path(out).read_text())["stages"]]
 
 
 def _locked(path: Path, out: Path) -> int:
