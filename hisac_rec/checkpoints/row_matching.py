@@ -83,6 +83,8 @@ class RowMatcher:
         levels = range(level) if kind == "prefix" else [level - 1]
         if all(np.array_equal(here.codebook[i], there.codebook[i]) for i in levels):
             return Match(_same, "the same code words")
+        if there.fingerprint in here.lineage and here.code_counts == there.code_counts:
+            return Match(_same, "code words aligned to those")
         ours, theirs = self._nodes(here, kind, level), self._nodes(there, kind, level)
         return Match(self._by_shared_items(ours, theirs), "the items they share")
 

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
     from hisac_rec.data.contract import PreparedData
     from hisac_rec.semantic.config import SemanticIdConfig
-    from hisac_rec.semantic.quality import Report
+    from hisac_rec.semantic.predecessor import Predecessor
+    from hisac_rec.semantic.quality import Refresh, Report
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +32,18 @@ def run(
         typer.Option("--set", metavar="KEY=VALUE", help="Override a key of [semantic_ids]."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace IDs of other settings.")] = False,
+    from_: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            metavar="DATA",
+            help="Go on from the IDs of other data: its items keep their codes, new ones get "
+            "theirs by the same codebook.",
+        ),
+    ] = None,
+    refit: Annotated[
+        bool, typer.Option("--refit", help="With --from: fit again, aligned to those IDs.")
+    ] = False,
     device: Annotated[
         Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute; auto: GPU if any.")
     ] = "auto",
@@ -39,7 +52,7 @@ def run(
 
     Defaults come from the table `[semantic_ids]` of the data set's definition. Every item
     gets codes, also those that training never saw. Writes `semantic_ids.parquet`,
-    `codebook.parquet` and `semantic_ids.json` into the folder, all or nothing.
+    `codebook.parquet`, `featuriser.npz` and `semantic_ids.json` into the folder, all or nothing.
 
     Run again with the same settings, it changes nothing; IDs of other settings are replaced
     with `--force` alone, because trained models depend on them.
@@ -51,20 +64,42 @@ def run(
         hisac-rec semantic-ids data/ml-1m --set source=text --set "codes=[64, 64]" --force
 
         hisac-rec semantic-ids data/shop --set method=rqvae --set rqvae.epochs=200
+
+        hisac-rec semantic-ids data/today --from data/yesterday
+
+        hisac-rec semantic-ids data/today --from data/last-week --refit
     """
     from rich.console import Console
 
     from hisac_rec.data.contract import PreparedData
     from hisac_rec.semantic.fit import fit_semantic_ids, read_report, resolve_config
+    from hisac_rec.semantic.predecessor import open_predecessor
+    from hisac_rec.semantic.refresh import extend_semantic_ids, refit_semantic_ids
 
+    if refit and from_ is None:
+        raise UserError("--refit needs --from: a fit that goes on from none is a plain one")
     prepared = PreparedData(data)
-    config = resolve_config(prepared, overrides or [])
-    if not force and _is_there(prepared, config):
+    old = None if from_ is None else open_predecessor(PreparedData(from_))
+    if old is None or refit:
+        config = resolve_config(prepared, overrides or [])
+    elif overrides:
+        raise UserError(
+            f"--set {overrides[0]}: the settings of {from_} hold where its codebook is kept; "
+            "leave --set away, or fit again with --refit"
+        )
+    else:
+        config = old.report.config
+    if not force and _is_there(prepared, config, old, refit):
         log.info("%s: semantic IDs of these settings are there already", data)
         report = read_report(prepared)
         assert report is not None
     else:
-        report = fit_semantic_ids(prepared, config, _device(device))
+        if old is None:
+            report = fit_semantic_ids(prepared, config, _device(device))
+        elif refit:
+            report = refit_semantic_ids(prepared, config, old, _device(device))
+        else:
+            report = extend_semantic_ids(prepared, old, _device(device))
         log.info("written to %s", data)
     console = Console()
     console.print(_levels(report))
@@ -72,7 +107,9 @@ def run(
     console.print(_examples(prepared))
 
 
-def _is_there(data: PreparedData, config: SemanticIdConfig) -> bool:
+def _is_there(
+    data: PreparedData, config: SemanticIdConfig, old: Predecessor | None, refit: bool
+) -> bool:
     """True: the same fit is there. False: none, or one that this data cannot use.
 
     Raises:
@@ -91,10 +128,17 @@ def _is_there(data: PreparedData, config: SemanticIdConfig) -> bool:
         return False
     if report is None or report.data_fingerprint != data.manifest.fingerprint:
         return False
-    if report.config == config:
+    before, after = report.config.model_dump(), config.model_dump()
+    before["from"], after["from"] = None, None
+    if report.refresh is not None:
+        before["from"] = f"{report.refresh.predecessor_fit}, {report.refresh.kind}"
+    if old is not None:
+        after["from"] = f"{old.semantics.fingerprint}, {'refitted' if refit else 'extended'}"
+    changed = [
+        f"{key}: {before[key]!r} -> {after[key]!r}" for key in after if before[key] != after[key]
+    ]
+    if not changed:
         return True
-    old, new = report.config.model_dump(), config.model_dump()
-    changed = [f"{key}: {old[key]!r} -> {new[key]!r}" for key in new if old[key] != new[key]]
     raise UserError(
         f"{data.root}: has semantic IDs of other settings ({'; '.join(changed)}); "
         "models trained on them need them, so replace them with --force if that is meant"
@@ -140,7 +184,20 @@ def _summary(report: Report) -> str:
         f"distance of an item to its own path {quality.distance_own:.3f}, to other paths "
         f"{quality.distance_other:.3f}: try a routing temperature tau near {quality.tau_hint:.3f}",
     ]
+    if report.refresh is not None:
+        lines.append(_refreshed(report.refresh))
     return "\n".join([*lines, *(f"warning: {text}" for text in quality.warnings)])
+
+
+def _refreshed(refresh: Refresh) -> str:
+    levels = ", ".join(f"{share:.2%}" for share in refresh.changed)
+    drift = ", ".join(f"{share:.1%}" for share in refresh.drift)
+    return (
+        f"{refresh.kind} from {refresh.predecessor}: of {refresh.unchanged:,} unchanged items "
+        f"{refresh.changed_path:.2%} have another path (by level {levels}); {refresh.new:,} new, "
+        f"{refresh.placed:,} placed for the first time, {refresh.gone:,} gone; code words moved by "
+        f"{drift} of their length"
+    )
 
 
 def _examples(data: PreparedData) -> Table:

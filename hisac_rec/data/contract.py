@@ -8,7 +8,8 @@ One folder, all of it Parquet and JSON, written once and read by anything::
     vocab/<feature>.parquet   id -> raw value, id 0 is unknown
     semantic_ids.parquet   item -> codes and the vector they quantise (after semantic-ids)
     codebook.parquet       level, code -> code word
-    semantic_ids.json      quality report of the codebook
+    semantic_ids.json      quality report of the codebook; .html: the same for people
+    featuriser.npz         what places further items in the same space
     train|valid|test/part-*.parquet   one row per user (SPLIT_SCHEMA)
 
 Ids are dense int32 from 1; id 0 of every vocabulary is "unknown" and owns a table row.

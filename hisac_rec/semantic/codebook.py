@@ -12,9 +12,12 @@ from itertools import accumulate
 from operator import mul
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hisac_rec.semantic.store import Semantics
+
+Arrays = dict[str, NDArray]
 
 CHUNK_SCORES = 1 << 24
 """Scores of an assignment held at once: 64 MiB of float32."""
@@ -110,6 +113,27 @@ class Quantiser(ABC):
     @abstractmethod
     def fit(self, vectors: Tensor) -> Codebook:
         """Fit and keep the codebook of source vectors [n, s]; n is at least max(C_l)."""
+
+    def refit(self, vectors: Tensor, start: Codebook, state: Arrays) -> None:
+        """Go on from an earlier fit with source vectors [n, s] of the same space.
+
+        What maps source vectors to semantic ones is adapted; the code words then follow the items
+        that keep them (:func:`hisac_rec.semantic.alignment.settle`).
+
+        Args:
+            vectors: of today's items.
+            start: the earlier code words.
+            state: what :meth:`state` said then.
+        """
+        self.restore(start, state)
+
+    def state(self) -> Arrays:
+        """Named arrays beside the code words that :meth:`restore` needs."""
+        return {}
+
+    def restore(self, codebook: Codebook, state: Arrays) -> None:
+        """Take over an earlier fit."""
+        self.codebook = codebook
 
     def embed(self, vectors: Tensor) -> Tensor:
         """Source vectors [n, s] to semantic vectors [n, d]."""

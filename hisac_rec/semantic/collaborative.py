@@ -40,7 +40,7 @@ class Interactions(NamedTuple):
 
 def collaborative_vectors(
     data: PreparedData, dim: int, config: CollaborativeConfig, seed: int
-) -> NDArray[np.float32]:
+) -> tuple[NDArray[np.float32], dict[str, NDArray]]:
     """Item factors of the training split; a row of zeros where an item was never seen there.
 
     The user x item matrix of log(1 + count) is scaled by ``D_user^-1/2 A D_item^-1/2`` and
@@ -55,7 +55,7 @@ def collaborative_vectors(
         seed: of the user sample and of the SVD.
 
     Returns:
-        [I, dim].
+        [I, dim], and what :func:`fold_in` needs to place further items.
 
     Raises:
         UserError: the training split holds too little to factorise.
@@ -72,7 +72,54 @@ def collaborative_vectors(
     factors = svd.components_.T[:, 1:] * svd.singular_values_[1:] ** config.spectrum
     factors *= _inverse_root(items)[:, None]  # undo popularity in the length of a row
     log.info("collaborative: %d pairs, %d users, %d items", matrix.nnz, *matrix.shape)
-    return np.ascontiguousarray(factors, dtype=np.float32)
+    vectors = np.ascontiguousarray(factors, dtype=np.float32)
+    strengths = svd.singular_values_[1:].astype(np.float32)
+    # A copy: who combines the sources changes the vectors in place.
+    return vectors, {"factors": vectors.copy(), "strengths": strengths}
+
+
+def fold_in(
+    data: PreparedData,
+    old: NDArray[np.int64],
+    stored: dict[str, NDArray],
+    config: CollaborativeConfig,
+    seed: int,
+) -> NDArray[np.float32]:
+    """Vectors of all items in the space of an earlier factorisation, without a new one.
+
+    By the transition formulas of correspondence analysis: a user stands at the mean of the known
+    items that he consumed, divided by the squared singular values; a new item stands at the mean
+    of its users. So no user has to be known from before, and none is stored. Known items keep
+    their factors. O(pairs dim).
+
+    Args:
+        data: the data with the new items; its training split is read and no other.
+        old: [I] row of each item there, -1 where it is new.
+        stored: from :func:`collaborative_vectors` there.
+        config: as there.
+        seed: of the user sample.
+
+    Returns:
+        [I, dim]; a row of zeros where a new item was consumed by nobody who can be placed.
+    """
+    factors, strengths = stored["factors"], stored["strengths"]
+    vectors = np.where(old[:, None] >= 0, factors[old.clip(0)], np.float32(0))
+    placed = np.asarray(vectors.any(axis=1), dtype=bool)
+    if placed[1:].all():
+        return vectors
+    matrix = _matrix(data, config.max_users, seed)
+    inverse = np.divide(1, strengths**2, out=np.zeros_like(strengths), where=strengths > 0)
+    users = _means(matrix[:, placed], vectors[placed]) * inverse
+    there = np.asarray(users.any(axis=1), dtype=bool)
+    vectors[~placed] = _means(matrix[there][:, ~placed].T.tocsr(), users[there])
+    return vectors
+
+
+def _means(weights: sparse.csr_array, vectors: NDArray) -> NDArray:
+    """[n, dim] weighted means of vectors [m, dim] by non-negative weights [n, m]."""
+    total = np.asarray(weights.sum(axis=1)).ravel()[:, None]
+    sums = weights @ vectors
+    return np.divide(sums, total, out=np.zeros_like(sums), where=total > 0)
 
 
 def _inverse_root(degree: NDArray) -> NDArray:

@@ -61,6 +61,17 @@ class RqVaeConfig(Strict):
     residual of the last batch; 0 never revives."""
 
 
+class RefreshConfig(Strict):
+    """How a refit goes on from an earlier one (``semantic-ids --from OLD --refit``)."""
+
+    margin: float = Field(default=0.1, ge=0.0)
+    """An item keeps as much of its old path as costs at most this share more of squared distance
+    than the best path does; 0 keeps nothing for its own sake."""
+    churn: float = Field(default=0.04, ge=0.0, le=1.0)
+    """At most this share of the unchanged items leaves its path in one refit: those that gain most
+    by it. 1 sets no bound."""
+
+
 class SemanticIdConfig(Strict):
     """How items get their paths of codes."""
 
@@ -95,5 +106,7 @@ class SemanticIdConfig(Strict):
     """Settings of the text source."""
     collaborative: CollaborativeConfig = CollaborativeConfig()
     """Settings of the collaborative source."""
+    refresh: RefreshConfig = RefreshConfig()
+    """Settings of a refit that goes on from an earlier one."""
     rqvae: RqVaeConfig = RqVaeConfig()
     """Settings of method = "rqvae"."""

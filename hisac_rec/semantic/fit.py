@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from hisac_rec.config import apply_overrides, validate
 from hisac_rec.data.contract import PreparedData
 from hisac_rec.errors import UserError
 from hisac_rec.semantic.codebook import Codebook, Quantiser
 from hisac_rec.semantic.config import SemanticIdConfig
-from hisac_rec.semantic.quality import Report, measure
+from hisac_rec.semantic.quality import Refresh, Report, measure
 from hisac_rec.semantic.residual_kmeans import ResidualKMeans
 from hisac_rec.semantic.rqvae import RqVae
 from hisac_rec.semantic.sources import ItemVectors, choose_source, item_vectors
@@ -23,6 +26,8 @@ log = logging.getLogger(__name__)
 
 TABLE = "semantic_ids"
 """The table of a data-set definition that sets the defaults."""
+QUANTISER = "quantiser."
+"""Arrays of ``featuriser.npz`` whose names begin so belong to the quantiser."""
 
 
 def resolve_config(data: PreparedData, overrides: Sequence[str] = ()) -> SemanticIdConfig:
@@ -54,7 +59,7 @@ def make_quantiser(config: SemanticIdConfig, device: torch.device | str = "cpu")
 def fit_semantic_ids(
     data: PreparedData, config: SemanticIdConfig, device: torch.device | str = "cpu"
 ) -> Report:
-    """Fit and write the three files of :mod:`hisac_rec.semantic.store`.
+    """Fit and write the files of :mod:`hisac_rec.semantic.store`.
 
     Every item gets codes: those the quantiser learned from, those unseen in training (from
     their content), and those of which nothing is known (from the mean vector). Source
@@ -71,19 +76,37 @@ def fit_semantic_ids(
     """
     log.info("semantic IDs from %s, codes %s, %s", config.source, config.codes, config.method)
     items = item_vectors(data, config)
-    _check_codes(config, items)
-    dtype = torch.float16 if config.vector_dtype == "float16" else torch.float32
-    source = torch.from_numpy(items.vectors).to(dtype).float()
-    if not source.isfinite().all():
-        raise UserError(
-            f"key '{TABLE}.vector_dtype' = 'float16': values of source = '{config.source}' are "
-            "beyond its range; set normalise = true or vector_dtype = 'float32'"
-        )
+    check_codes(config, items)
+    source = rounded(items.vectors, config)
     quantiser = make_quantiser(config, device)
-    quantiser.fit(source[_fit_rows(items, config)])
-    vectors = quantiser.embed(source).to(dtype)
+    quantiser.fit(source[fit_rows(items, config)])
+    vectors = quantiser.embed(source).to(vector_dtype(config))
     codes = quantiser.codebook.encode(vectors)
+    return write_fit(data, config, Fitted(items, source, vectors, codes, quantiser))
 
+
+@dataclass(frozen=True)
+class Fitted:
+    """A fit about to be measured and written."""
+
+    items: ItemVectors
+    source: Tensor
+    """[I, s] float32, as the quantiser saw them."""
+    vectors: Tensor
+    """[I, d] semantic vectors as they are stored."""
+    codes: Tensor
+    """[I, D] int32."""
+    quantiser: Quantiser
+    refresh: Refresh | None = None
+    """What became of an earlier fit."""
+    lineage: Sequence[str] = ()
+    """See :class:`~hisac_rec.semantic.store.Semantics`."""
+
+
+def write_fit(data: PreparedData, config: SemanticIdConfig, fitted: Fitted) -> Report:
+    """Measure a fit and write its files, all or nothing."""
+    items, quantiser = fitted.items, fitted.quantiser
+    source, vectors, codes = fitted.source, fitted.vectors, fitted.codes
     known = torch.from_numpy(items.known)
     book = Codebook([words.cpu() for words in quantiser.codebook.levels])
     quality = measure(
@@ -106,6 +129,7 @@ def fit_semantic_ids(
         items_unseen_with_vector=int((real & ~items.seen & items.known).sum()),
         items_fitted=int(items.fit.sum()),
         quality=quality,
+        refresh=fitted.refresh,
     )
     save_semantics(
         data.root,
@@ -115,8 +139,31 @@ def fit_semantic_ids(
         items.known,
         data_fingerprint=data.manifest.fingerprint,
         report_json=report.model_dump_json(indent=2),
+        featuriser=items.featuriser
+        | {f"{QUANTISER}{name}": array for name, array in quantiser.state().items()},
+        lineage=fitted.lineage,
     )
     return report
+
+
+def vector_dtype(config: SemanticIdConfig) -> torch.dtype:
+    """How vectors are stored."""
+    return torch.float16 if config.vector_dtype == "float16" else torch.float32
+
+
+def rounded(vectors: NDArray[np.float32], config: SemanticIdConfig) -> Tensor:
+    """Source vectors [I, s] as they come out of storage, float32.
+
+    Raises:
+        UserError: values are beyond the range of float16.
+    """
+    source = torch.from_numpy(vectors).to(vector_dtype(config)).float()
+    if not source.isfinite().all():
+        raise UserError(
+            f"key '{TABLE}.vector_dtype' = 'float16': values of source = '{config.source}' are "
+            "beyond its range; set normalise = true or vector_dtype = 'float32'"
+        )
+    return source
 
 
 def read_report(data: PreparedData) -> Report | None:
@@ -127,7 +174,8 @@ def read_report(data: PreparedData) -> Report | None:
         return None
 
 
-def _check_codes(config: SemanticIdConfig, items: ItemVectors) -> None:
+def check_codes(config: SemanticIdConfig, items: ItemVectors) -> None:
+    """Refuse more codes than there are items to learn from."""
     fitted = min(int(items.fit.sum()), config.fit_sample)
     if max(config.codes) > fitted:
         level = int(np.argmax(config.codes))
@@ -138,7 +186,7 @@ def _check_codes(config: SemanticIdConfig, items: ItemVectors) -> None:
         )
 
 
-def _fit_rows(items: ItemVectors, config: SemanticIdConfig) -> torch.Tensor:
+def fit_rows(items: ItemVectors, config: SemanticIdConfig) -> torch.Tensor:
     """Rows the quantiser learns from, a seeded sample where there are very many."""
     rows = np.flatnonzero(items.fit)
     if len(rows) > config.fit_sample:

@@ -6,6 +6,7 @@ Legend: n items with a vector of their own, D levels, C_l codes, d width.
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import numpy as np
 import torch
@@ -62,6 +63,42 @@ class Quality(Strict):
     """What a person should look at."""
 
 
+class Refresh(Strict):
+    """What became of an earlier fit. *Unchanged items* are those that both know and have a vector
+    of their own in both.
+    """
+
+    kind: Literal["extended", "refitted"]
+    """"extended": the old codebook, new items encoded by it; "refitted": code words moved on
+    from the old ones."""
+    predecessor: str
+    """Folder of the data with the earlier fit."""
+    predecessor_fit: str
+    """Its fingerprint."""
+    unchanged: int
+    """Unchanged items."""
+    new: int
+    """Items that the earlier data did not have."""
+    placed: int
+    """Items that both have and only this fit has a vector for."""
+    gone: int
+    """Items that only the earlier data had."""
+    changed: list[float]
+    """Per level, the share of the unchanged items whose code differs: the churn."""
+    changed_path: float
+    """Share of them of which any code differs."""
+    moved: float
+    """Mean distance of an unchanged item's vector to where it was."""
+    drift: list[float]
+    """Per level, root mean square distance of a code word to where it was, as a share of the
+    root mean square length of the earlier code words."""
+    misfit: float
+    """Share of the squared length of the earlier vectors that today's, turned onto them, do not
+    explain: 0 where the vectors are the same."""
+    margin: float | None
+    """``refresh.margin`` of a refit."""
+
+
 class Report(Strict):
     """``semantic_ids.json``."""
 
@@ -81,6 +118,8 @@ class Report(Strict):
     """Items that the quantiser learned from."""
     quality: Quality
     """The numbers."""
+    refresh: Refresh | None = None
+    """What became of an earlier fit, where this one goes on from one."""
 
 
 def measure(

@@ -24,7 +24,19 @@ def truncated_svd(matrix: Any, dim: int, seed: int) -> Any:
     return TruncatedSVD(width, random_state=seed, n_iter=7).fit(matrix)
 
 
-def reduce_width(matrix: Any, dim: int, seed: int) -> NDArray[np.float32]:
-    """Rows of a dense or sparse [n, m] in the first ``dim`` singular directions, [n, dim]."""
-    reduced = truncated_svd(matrix, dim, seed).transform(matrix)
-    return np.ascontiguousarray(reduced, dtype=np.float32)
+def reduce_width(
+    matrix: Any, dim: int, seed: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Rows of a dense or sparse [n, m] in the first ``dim`` singular directions.
+
+    Returns:
+        The rows [n, dim], and the directions [dim, m], for :func:`project` of further rows.
+    """
+    svd = truncated_svd(matrix, dim, seed)
+    reduced = np.ascontiguousarray(svd.transform(matrix), dtype=np.float32)
+    return reduced, np.ascontiguousarray(svd.components_, dtype=np.float32)
+
+
+def project(matrix: Any, directions: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Rows of a dense or sparse [n, m] in directions [dim, m] found earlier, [n, dim]."""
+    return np.ascontiguousarray(matrix @ directions.T, dtype=np.float32)

@@ -18,11 +18,12 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from hisac_rec.progress import progress
-from hisac_rec.semantic.codebook import Codebook, Quantiser, nearest
+from hisac_rec.semantic.codebook import Arrays, Codebook, Quantiser, nearest
 from hisac_rec.semantic.config import RqVaeConfig
 from hisac_rec.semantic.residual_kmeans import kmeans
 
@@ -30,6 +31,8 @@ SEEDING_PASSES = 10
 """K-means passes that seed each level before training."""
 SEEDINGS = 3
 """Seedings of that k-means."""
+REFIT = 0.1
+"""Share of the epochs and of the learning rate with which an earlier fit is trained on."""
 EMBED_ROWS = 65_536
 """Items that go through encoder or decoder at once."""
 
@@ -59,11 +62,62 @@ class RqVae(Quantiser):
 
     def fit(self, vectors: Tensor) -> Codebook:
         """Train on source vectors [n, s]."""
-        config = self.config
         source = vectors.to(self.device, torch.float32)
         generator = torch.Generator().manual_seed(self.seed)
-        self._build(source)
-        levels = self._seed_levels(source, generator)
+        self._build(source.shape[1])
+        with torch.no_grad():  # the decoder starts at the best constant: the mean
+            last = self.decoder[-1]
+            assert isinstance(last, nn.Linear)
+            last.bias.copy_(source.mean(0))
+        return self._train(source, self._seed_levels(source, generator), generator, self.config)
+
+    def refit(self, vectors: Tensor, start: Codebook, state: Arrays) -> None:
+        """Train on from the earlier networks and code words, shorter and slower."""
+        self.restore(start, state)
+        config = self.config.model_copy(
+            update={
+                "epochs": max(1, round(self.config.epochs * REFIT)),
+                "lr": self.config.lr * REFIT,
+                "revive_until": 0.0,
+            }
+        )
+        levels = [
+            _Level(words.to(self.device) * self.scale, config.decay) for words in start.levels
+        ]
+        generator = torch.Generator().manual_seed(self.seed)
+        self._train(vectors.to(self.device, torch.float32), levels, generator, config)
+
+    def state(self) -> Arrays:
+        """The weights of encoder and decoder, and the scale of the latents."""
+        weights = {
+            f"{name}.{key}": value.cpu().numpy()
+            for name, network in (("encoder", self.encoder), ("decoder", self.decoder))
+            for key, value in network.state_dict().items()
+        }
+        return weights | {"scale": np.array(self.scale)}
+
+    def restore(self, codebook: Codebook, state: Arrays) -> None:
+        """Take over an earlier fit."""
+        super().restore(codebook, state)
+        self._build(state["encoder.0.weight"].shape[1])
+        self.scale = float(state["scale"])
+        for name, network in (("encoder", self.encoder), ("decoder", self.decoder)):
+            prefix = f"{name}."
+            network.load_state_dict(
+                {
+                    key.removeprefix(prefix): torch.tensor(value)
+                    for key, value in state.items()
+                    if key.startswith(prefix)
+                }
+            )
+
+    def _train(
+        self,
+        source: Tensor,
+        levels: list[_Level],
+        generator: torch.Generator,
+        config: RqVaeConfig,
+    ) -> Codebook:
         parameters = [*self.encoder.parameters(), *self.decoder.parameters()]
         optimiser = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=0.0)
         steps = config.epochs * -(-len(source) // config.batch_size)
@@ -97,17 +151,12 @@ class RqVae(Quantiser):
         """Path vectors [n, d] to source vectors [n, s]."""
         return self._through(self.decoder, vectors * self.scale)
 
-    def _build(self, source: Tensor) -> None:
-        width = source.shape[1]
+    def _build(self, width: int) -> None:
         sizes = [width, *self.config.hidden, self.config.latent_dim]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             self.encoder = _mlp(sizes).to(self.device)
             self.decoder = _mlp(sizes[::-1]).to(self.device)
-        with torch.no_grad():  # the decoder starts at the best constant: the mean
-            last = self.decoder[-1]
-            assert isinstance(last, nn.Linear)
-            last.bias.copy_(source.mean(0))
 
     @torch.no_grad()
     def _seed_levels(self, source: Tensor, generator: torch.Generator) -> list[_Level]:

@@ -6,17 +6,17 @@ Legend: I items (row 0 = the unknown item), s width of a source vector.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hisac_rec.data.contract import PreparedData
 from hisac_rec.errors import UserError
-from hisac_rec.semantic.collaborative import collaborative_vectors
+from hisac_rec.semantic.collaborative import collaborative_vectors, fold_in
 from hisac_rec.semantic.config import SemanticIdConfig
-from hisac_rec.semantic.reduction import reduce_width
-from hisac_rec.semantic.text import text_vectors
+from hisac_rec.semantic.reduction import project, reduce_width
+from hisac_rec.semantic.text import text_vectors, text_vectors_again
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +25,7 @@ DEFAULT_DIM = 64
 
 Vectors = NDArray[np.float32]
 Flags = NDArray[np.bool_]
+Arrays = dict[str, NDArray]
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class ItemVectors:
     training split has seen."""
     seen: Flags
     """[I]: the item occurs in the training period (``items.first_time``)."""
+    featuriser: Arrays = field(default_factory=dict)
+    """What :func:`placed_vectors` needs to place further items in the same space."""
 
 
 def choose_source(data: PreparedData, config: SemanticIdConfig) -> SemanticIdConfig:
@@ -82,11 +85,12 @@ def item_vectors(data: PreparedData, config: SemanticIdConfig) -> ItemVectors:
         UserError: no item has a vector, or values are not finite; names the row.
     """
     names = config.source.split("+")
-    parts = [_source(name, data, config) for name in names]
-    known = np.zeros(data.manifest.items, bool)
-    for part in parts:
-        part[0] = 0.0  # the unknown item is nobody
-        known |= _nonzero(part)
+    parts, featuriser = [], Arrays()
+    for name in names:
+        part, made_by = _source(name, data, config)
+        parts.append(part)
+        featuriser |= {f"{name}.{key}": array for key, array in made_by.items()}
+    known = _known(parts)
     if not known.any():
         raise UserError(
             f"{data.root / 'items.parquet'}: no item has a vector from source = "
@@ -96,30 +100,111 @@ def item_vectors(data: PreparedData, config: SemanticIdConfig) -> ItemVectors:
     if config.normalise:
         parts = [_unit(part) for part in parts]
     if len(parts) == 2:
-        first, second = _predict_missing(parts[0], parts[1]), _predict_missing(parts[1], parts[0])
-        weight = config.collaborative_weight
-        vectors = np.hstack([first * np.sqrt(1 - weight), second * np.sqrt(weight)])
-        if config.normalise:
-            vectors = _unit(vectors)
-    else:
-        vectors = parts[0]
-    vectors[~known] = vectors[fit].mean(axis=0)
-    seen = np.asarray(data.items.column("first_time").is_valid(), dtype=bool)
-    return ItemVectors(np.ascontiguousarray(vectors, np.float32), known, fit, seen)
+        featuriser |= _predictor("first", parts[0], parts[1])
+        featuriser |= _predictor("second", parts[1], parts[0])
+    vectors = _combine(parts, featuriser, config)
+    mean = vectors[fit].mean(axis=0)
+    vectors[~known] = mean
+    featuriser["mean"] = mean
+    vectors = np.ascontiguousarray(vectors, np.float32)
+    return ItemVectors(vectors, known, fit, _seen(data), featuriser)
 
 
-def _source(name: str, data: PreparedData, config: SemanticIdConfig) -> Vectors:
-    """[I, s] of one source, zeros where it knows nothing of an item."""
+def placed_vectors(
+    data: PreparedData, config: SemanticIdConfig, stored: Arrays, old: NDArray[np.int64]
+) -> ItemVectors:
+    """Source vectors of all items in the space of an earlier fit; nothing is fitted.
+
+    Text goes through the stored vocabulary and directions, content through the stored
+    directions; who consumed a new item is folded in
+    (:func:`~hisac_rec.semantic.collaborative.fold_in`), and a half that a new item lacks is
+    predicted by the stored regression.
+
+    Args:
+        data: the data whose items are wanted.
+        config: of the earlier fit.
+        stored: its ``featuriser``.
+        old: [I] row of each item in the data of that fit, -1 where it is new.
+
+    Raises:
+        UserError: the content embedding has another width, or values are not finite.
+    """
+    names = config.source.split("+")
+    parts = []
+    for name in names:
+        prefix = f"{name}."
+        own = {
+            key.removeprefix(prefix): value
+            for key, value in stored.items()
+            if key.startswith(prefix)
+        }
+        parts.append(_source_again(name, data, config, own, old))
+    known = _known(parts)
+    fit = _nonzero(parts[names.index("collaborative")]) if "collaborative" in names else known
+    if config.normalise:
+        parts = [_unit(part) for part in parts]
+    vectors = _combine(parts, stored, config)
+    vectors[~known] = stored["mean"]
+    if "rotation" in stored:
+        vectors = vectors @ stored["rotation"]
+    return ItemVectors(np.ascontiguousarray(vectors, np.float32), known, fit, _seen(data), stored)
+
+
+def _combine(parts: list[Vectors], featuriser: Arrays, config: SemanticIdConfig) -> Vectors:
+    """One vector of the parts of each item, a missing half predicted."""
+    if len(parts) == 1:
+        return parts[0]
+    first = _fill_missing(parts[0], parts[1], "first", featuriser)
+    second = _fill_missing(parts[1], parts[0], "second", featuriser)
+    weight = config.collaborative_weight
+    vectors = np.hstack([first * np.sqrt(1 - weight), second * np.sqrt(weight)])
+    return _unit(vectors) if config.normalise else vectors
+
+
+def _known(parts: list[Vectors]) -> Flags:
+    """[I] whether any part knows the item; the unknown item 0 is made nobody in each."""
+    known = np.zeros(len(parts[0]), bool)
+    for part in parts:
+        part[0] = 0.0
+        known |= _nonzero(part)
+    return known
+
+
+def _seen(data: PreparedData) -> Flags:
+    return np.asarray(data.items.column("first_time").is_valid(), dtype=bool)
+
+
+def _source(name: str, data: PreparedData, config: SemanticIdConfig) -> tuple[Vectors, Arrays]:
+    """[I, s] of one source, zeros where it knows nothing of an item, and what made it."""
     path = data.root / "items.parquet"
     dim = config.dim or DEFAULT_DIM
     if name == "content":
         content = _content(data)
+        width = np.array(content.shape[1])
         if config.dim is None or config.dim >= content.shape[1]:
-            return content
-        return reduce_width(content, config.dim, config.seed)
+            return content, {"width": width}
+        reduced, directions = reduce_width(content, config.dim, config.seed)
+        return reduced, {"width": width, "directions": directions}
     if name == "text":
         return text_vectors(data.items.column("text"), dim, config.text, config.seed, path)
     return collaborative_vectors(data, dim, config.collaborative, config.seed)
+
+
+def _source_again(
+    name: str, data: PreparedData, config: SemanticIdConfig, stored: Arrays, old: NDArray[np.int64]
+) -> Vectors:
+    """[I, s] of one source in the space of an earlier :func:`_source`."""
+    if name == "content":
+        content = _content(data)
+        if content.shape[1] != int(stored["width"]):
+            raise UserError(
+                f"{data.root / 'items.parquet'}: 'content' is {content.shape[1]} wide, that of the "
+                f"earlier fit was {int(stored['width'])}: fit these items anew, without --from"
+            )
+        return project(content, stored["directions"]) if "directions" in stored else content
+    if name == "text":
+        return text_vectors_again(data.items.column("text"), config.text, stored)
+    return fold_in(data, old, stored, config.collaborative, config.seed)
 
 
 def _content(data: PreparedData) -> Vectors:
@@ -149,15 +234,23 @@ def _unit(vectors: Vectors) -> Vectors:
     return np.divide(vectors, length, out=np.zeros_like(vectors), where=length > 0)
 
 
-def _predict_missing(target: Vectors, given: Vectors) -> Vectors:
-    """Fill rows of zeros in ``target`` by ridge regression on ``given``, learned on the rest."""
+def _predictor(name: str, target: Vectors, given: Vectors) -> Arrays:
+    """Ridge regression of ``target`` on ``given``, learned where an item has both."""
     from sklearn.linear_model import Ridge
 
-    has_target, has_given = _nonzero(target), _nonzero(given)
-    missing = ~has_target & has_given
-    both = has_target & has_given
-    if not missing.any() or both.sum() < 2:
+    both = _nonzero(target) & _nonzero(given)
+    if both.sum() < 2:
+        return {}
+    ridge = Ridge(alpha=1.0).fit(given[both], target[both])
+    return {f"{name}.slopes": ridge.coef_, f"{name}.intercept": ridge.intercept_}
+
+
+def _fill_missing(target: Vectors, given: Vectors, name: str, featuriser: Arrays) -> Vectors:
+    """Fill rows of zeros in ``target`` by the regression on ``given``."""
+    missing = ~_nonzero(target) & _nonzero(given)
+    if not missing.any() or f"{name}.slopes" not in featuriser:
         return target
     filled = target.copy()
-    filled[missing] = Ridge(alpha=1.0).fit(given[both], target[both]).predict(given[missing])
+    slopes, intercept = featuriser[f"{name}.slopes"], featuriser[f"{name}.intercept"]
+    filled[missing] = given[missing] @ slopes.T + intercept
     return filled

@@ -1,9 +1,10 @@
-"""Semantic IDs on disk: the three files beside a prepared data set, written and read.
+"""Semantic IDs on disk: the files beside a prepared data set, written and read.
 
 ``semantic_ids.parquet`` holds, for row i = item i (row 0, the unknown item, included), the
 item's path of codes, the vector that was quantised, and whether anything was known of the
 item that a vector could come from; ``codebook.parquet`` the code words
-(level and code count from 0); ``semantic_ids.json`` the quality report. All three carry the
+(level and code count from 0); ``semantic_ids.json`` the quality report; ``featuriser.npz`` what
+places further items (:mod:`hisac_rec.semantic.featuriser`). All carry the
 fingerprint of the fit, so that files of two fits are never read together.
 
 Legend: I items, D levels, C_l codes of level l, d width of the semantic vectors.
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -28,6 +29,7 @@ from numpy.typing import NDArray
 from hisac_rec.data.contract import PreparedData
 from hisac_rec.data.parquet import WRITING
 from hisac_rec.errors import UserError
+from hisac_rec.semantic.featuriser import FEATURISER_FILE, write_featuriser
 
 IDS_FILE = "semantic_ids.parquet"
 CODEBOOK_FILE = "codebook.parquet"
@@ -37,6 +39,10 @@ FIT_KEY = b"hisac_rec.fit"
 """Parquet metadata key: fingerprint of the fit."""
 DATA_KEY = b"hisac_rec.data"
 """Parquet metadata key: fingerprint of the prepared data that was fitted."""
+LINEAGE_KEY = b"hisac_rec.lineage"
+"""Parquet metadata key: fingerprints of the fits whose codes this one kept, newest first."""
+LINEAGE_LENGTH = 400
+"""More than a year of daily refreshes."""
 
 Array = NDArray[np.generic]
 
@@ -59,6 +65,9 @@ class Semantics:
     their codes mean nothing."""
     fingerprint: str = ""
     """Hex digest over all of this: which fit a checkpoint was made on."""
+    lineage: tuple[str, ...] = ()
+    """Fingerprints of the earlier fits that this one was aligned to: a code means here what it
+    meant there. Newest first."""
 
     @property
     def code_counts(self) -> list[int]:
@@ -103,8 +112,10 @@ def save_semantics(
     *,
     data_fingerprint: str,
     report_json: str,
+    featuriser: Mapping[str, Array] | None = None,
+    lineage: Sequence[str] = (),
 ) -> str:
-    """Write the three files: all under temporary names first, then renamed.
+    """Write the files: all under temporary names first, then renamed.
 
     Args:
         root: the folder of the prepared data.
@@ -114,6 +125,8 @@ def save_semantics(
         known: [I] items with a vector of their own.
         data_fingerprint: ``manifest.fingerprint`` of the data.
         report_json: the contents of ``semantic_ids.json``.
+        featuriser: the arrays of ``featuriser.npz``.
+        lineage: fingerprints of the fits whose codes were kept, newest first.
 
     Returns:
         the fingerprint of this fit.
@@ -121,6 +134,8 @@ def save_semantics(
     words = [np.ascontiguousarray(level, dtype=np.float32) for level in codebook]
     fingerprint = fit_fingerprint(codes, vectors, words, known)
     metadata = {FIT_KEY: fingerprint.encode(), DATA_KEY: data_fingerprint.encode()}
+    if lineage:
+        metadata[LINEAGE_KEY] = " ".join(lineage[:LINEAGE_LENGTH]).encode()
     ids = pa.table(
         {
             "item": pa.array(np.arange(len(codes), dtype=np.int32)),
@@ -140,12 +155,14 @@ def save_semantics(
         }
     ).replace_schema_metadata(metadata)
 
-    targets = [root / CODEBOOK_FILE, root / REPORT_FILE, root / IDS_FILE]
+    names = (CODEBOOK_FILE, REPORT_FILE, FEATURISER_FILE, IDS_FILE)
+    targets = [root / name for name in names]
     temporary = [path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in targets]
     try:
         pq.write_table(book, temporary[0], **WRITING)
         temporary[1].write_text(report_json)
-        pq.write_table(ids, temporary[2], **WRITING)
+        write_featuriser(temporary[2], featuriser or {}, fingerprint)
+        pq.write_table(ids, temporary[3], **WRITING)
         for path, target in zip(temporary, targets, strict=True):
             path.replace(target)
     finally:
@@ -193,7 +210,8 @@ def load_semantics(data: PreparedData) -> Semantics:
     if "known" not in ids.column_names or ids.column("known").null_count:
         raise UserError(f"{ids_path}: column 'known' is absent or has empty rows; {mend}")
     known = ids.column("known").to_numpy()
-    return Semantics(codes, vectors, codebook, known, fit)
+    lineage = tuple(_metadata(ids, LINEAGE_KEY).split())
+    return Semantics(codes, vectors, codebook, known, fit, lineage)
 
 
 def fit_fingerprint(

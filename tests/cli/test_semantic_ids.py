@@ -74,3 +74,38 @@ def test_a_damaged_fit_is_made_again(data: PreparedData) -> None:
 def test_a_folder_that_is_not_prepared(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not a prepared data set"):
         call(tmp_path)
+
+
+@pytest.fixture
+def tomorrow(tmp_path: Path, data: PreparedData) -> PreparedData:
+    """The same items and ten more."""
+    rng = np.random.default_rng(0)
+    content = np.concatenate([rng.normal(size=(80, 6)), rng.normal(size=(10, 6))])
+    return write_prepared(
+        tmp_path / "tomorrow",
+        items=90,
+        content=content,
+        definition={"semantic_ids": {"codes": [5, 4]}},
+    )
+
+
+def test_another_day_goes_on_from_the_codes(data: PreparedData, tomorrow: PreparedData) -> None:
+    call(data)
+    shown = call(tomorrow, "--from", str(data.root))
+    assert "extended from" in shown
+    assert "10 new" in shown
+    np.testing.assert_array_equal(load_semantics(tomorrow).codes[:80], load_semantics(data).codes)
+    before = (tomorrow.root / "semantic_ids.parquet").stat().st_mtime_ns
+    call(tomorrow, "--from", str(data.root))
+    assert (tomorrow.root / "semantic_ids.parquet").stat().st_mtime_ns == before
+    with pytest.raises(UserError, match=r"from: .*, extended' -> .*, refitted'.*--force"):
+        call(tomorrow, "--from", str(data.root), "--refit")
+    assert "refitted from" in call(tomorrow, "--from", str(data.root), "--refit", "--force")
+
+
+def test_a_kept_codebook_has_its_settings(data: PreparedData, tomorrow: PreparedData) -> None:
+    call(data)
+    with pytest.raises(UserError, match=r"the settings of .* hold"):
+        call(tomorrow, "--from", str(data.root), "--set", "codes=[3, 3]")
+    with pytest.raises(UserError, match="--refit needs --from"):
+        call(tomorrow, "--refit")
