@@ -34,7 +34,7 @@ from hisac_rec.data.source import Catalogue, Source
 from hisac_rec.data.synthetic import SyntheticSource
 from hisac_rec.data.users import write_splits
 from hisac_rec.data.validate import validate_prepared
-from hisac_rec.data.work import WorkFolder, identity
+from hisac_rec.data.work import WorkFolder, identity, sweep
 from hisac_rec.data.writer import TrainTally
 from hisac_rec.errors import UserError
 from hisac_rec.progress import progress
@@ -78,6 +78,7 @@ def prepare(
         data = prepare(definition, Path("data/synthetic"))
     """
     origin = origin or definition.name
+    sweep(out.absolute())
     _refuse_existing(out, force)
     if definition.source is not None:
         raw = require_files(definition.source, raw, origin)

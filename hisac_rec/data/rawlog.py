@@ -33,7 +33,7 @@ from hisac_rec.data.rawchecks import (
     split_columns,
 )
 from hisac_rec.data.source import Catalogue
-from hisac_rec.data.sql import Engine, identifier, subquery, text
+from hisac_rec.data.sql import SIGNED_TYPES, Engine, identifier, subquery, text
 from hisac_rec.data.work import WorkFolder
 from hisac_rec.errors import did_you_mean
 
@@ -44,6 +44,9 @@ MAX_TYPES = 127
 RAW_EVENTS = "prepared.raw_events"
 EVENTS = "prepared.events"
 ITEMS, USERS = "prepared.items", "prepared.users"
+AS_NUMBER = '"raw number"'
+"""Column of items and users: a raw id that is a whole number, as one; events are joined by it,
+which takes a third of the time that joining by text does. No feature can have this name."""
 
 
 class RawLog:
@@ -205,7 +208,7 @@ class RawLog:
         """
         engine, key, raw = self._engine, f"source.{side}s", f"prepared.raw_{side}s"
         used: dict[str, str] = {}
-        names = f'SELECT DISTINCT "{side}"::VARCHAR AS value FROM {RAW_EVENTS}'
+        names = f'SELECT k::VARCHAR AS value FROM (SELECT DISTINCT "{side}" AS k FROM {RAW_EVENTS})'
         columns = join = ""
         if select is not None:
             self._read(raw, select, key)
@@ -230,7 +233,10 @@ class RawLog:
                 SELECT row_number() OVER (ORDER BY {IN_ORDER})::INTEGER AS id, value FROM ({names})
                 UNION ALL SELECT 0, NULL
             )
-            SELECT n.id, n.value {columns} FROM names n {join} ORDER BY n.id
+            SELECT n.id, n.value,
+                CASE WHEN try_cast(n.value AS BIGINT)::VARCHAR = n.value
+                    THEN n.value::BIGINT END AS {AS_NUMBER} {columns}
+            FROM names n {join} ORDER BY n.id
             """,
             f"ids of {side}s",
             key,
@@ -261,11 +267,16 @@ class RawLog:
         group = f"hash(({requests.group}\n))" if requests.group != "event" else "0::UBIGINT"
         names = ", ".join(text(name) for name in self.event_types)
         part, split = split_columns(self.definition)
+        key, raw = {}, {}
+        for name in ("user", "item"):
+            is_whole = types[name] in SIGNED_TYPES
+            key[name] = AS_NUMBER if is_whole else "value"
+            raw[name] = f'"{name}"::{"BIGINT" if is_whole else "VARCHAR"}'
         self._engine.run(
             f"""
             CREATE TABLE {EVENTS} AS
             WITH flagged AS (
-                SELECT "user"::VARCHAR AS raw_user, item::VARCHAR AS raw_item, time,
+                SELECT {raw["user"]} AS raw_user, {raw["item"]} AS raw_item, time,
                     {self._type} AS type_name, {sequence} AS place,
                     coalesce(({self.definition.history.where}\n), false) AS is_history,
                     coalesce(({requests.where}\n), false) AS is_candidate,
@@ -276,7 +287,8 @@ class RawLog:
                 greatest(coalesce(list_position([{names}], type_name), 1) - 1, 0)::TINYINT AS type,
                 is_history, is_candidate,
                 CASE WHEN is_candidate THEN raw_label ELSE 0 END AS label, "group"{split}
-            FROM flagged JOIN {USERS} u ON u.value = raw_user JOIN {ITEMS} i ON i.value = raw_item
+            FROM flagged JOIN {USERS} u ON u.{key["user"]} = raw_user
+                JOIN {ITEMS} i ON i.{key["item"]} = raw_item
             ORDER BY u.id, time, place, i.id, type, is_history, is_candidate, label, "group"{split}
             """,
             "sort events",

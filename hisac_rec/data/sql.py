@@ -16,9 +16,8 @@ from hisac_rec.data.work import OutOfResourceError, WorkFolder
 from hisac_rec.errors import UserError
 from hisac_rec.progress import progress
 
-INTEGER_TYPES = frozenset(
-    f"{sign}{width}" for width in ("TINYINT", "SMALLINT", "INTEGER", "BIGINT") for sign in ("", "U")
-)
+SIGNED_TYPES = frozenset(("TINYINT", "SMALLINT", "INTEGER", "BIGINT"))
+INTEGER_TYPES = SIGNED_TYPES | {f"U{width}" for width in SIGNED_TYPES}
 POLL_SECONDS = 0.1
 
 

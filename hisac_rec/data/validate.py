@@ -178,16 +178,7 @@ def validate_prepared(root: Path) -> None:
     """
     data = PreparedData(root)
     manifest = data.manifest
-    check_schema(root / "items.parquet", data.items.schema, items_schema(manifest))
-    for feature in manifest.item_features:
-        column = data.items[feature.name]
-        if feature.multi:
-            offsets, values = _list(column)
-            row_of = np.repeat(np.arange(data.items.num_rows), np.diff(offsets))
-        else:
-            values, row_of = _flat(column), None
-        check_ids(root / "items.parquet", feature.name, values, feature.rows, row_of)
-
+    _check_items(root / "items.parquet", manifest)
     names = [feature.name for feature in manifest.user_features]
     expected = split_schema(names, oracle=manifest.has_oracle)
     files = [(split, path) for split in SPLITS for path in data.split_files(split)]
@@ -195,6 +186,35 @@ def validate_prepared(root: Path) -> None:
         for _, path in files:
             _check_file(path, expected, manifest)
             advance()
+
+
+def _check_items(path: Path, manifest: Manifest) -> None:
+    """Check ids and number of items, a row group at a time: embeddings are not looked at."""
+    expected = items_schema(manifest)
+    columns = [feature.name for feature in manifest.item_features]
+    first_row = 0
+    with open_parquet(path) as file:
+        check_schema(path, file.schema_arrow, expected)
+        for group in range(file.num_row_groups):
+            try:
+                table = file.read_row_group(group, columns=[*columns, "item"])
+            except DAMAGED as error:
+                raise damaged(path, error) from None
+            rows = first_row + np.arange(table.num_rows)
+            for feature in manifest.item_features:
+                row_of = rows
+                if feature.multi:
+                    offsets, values = _list(table[feature.name])
+                    row_of = np.repeat(rows, np.diff(offsets))
+                else:
+                    values = _flat(table[feature.name])
+                check_ids(path, feature.name, values, feature.rows, row_of)
+            first_row += table.num_rows
+    if first_row != manifest.items:
+        raise UserError(
+            f"{path}: {first_row} rows, the manifest says {manifest.items}; "
+            "run 'hisac-rec prepare' again"
+        )
 
 
 def _check_file(path: Path, expected: pa.Schema, manifest: Manifest) -> None:

@@ -81,9 +81,9 @@ class WorkFolder:
         resumed = self._state.is_file() and not reason
         if not resumed:
             self._empty()
+            self.building.mkdir()
+            self.scratch.mkdir()
             replace_text(self._state, json.dumps({"made_from": made_from, "starts": 0}))
-        self.building.mkdir(exist_ok=True)
-        self.scratch.mkdir(exist_ok=True)
         state = json.loads(self._state.read_text())
         self.starts: int = state["starts"] + 1
         replace_text(self._state, json.dumps({**state, "starts": self.starts}))
@@ -155,6 +155,17 @@ class WorkFolder:
                 shutil.rmtree(path)
             elif path.name != "lock":
                 path.unlink()
+
+
+def sweep(out: Path) -> None:
+    """Remove what a start that was killed after the output was whole had no time to remove."""
+    for path in out.parent.glob(f".{out.name}.removed-*"):
+        shutil.rmtree(path, ignore_errors=True)
+    root = out.with_name(f".{out.name}.preparing")
+    if (root / "state.json").is_file() and not (root / "new").exists():
+        handle = _locked(root / "lock", out)
+        shutil.rmtree(root, ignore_errors=True)
+        os.close(handle)
 
 
 def record_path(out: Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
 import subprocess
@@ -115,18 +116,24 @@ def test_killed_at_any_moment(tmp_path: Path, shop: tuple[Path, Path], seed: int
     command = (toml, "--raw", raw, "--out", out)
     rng = random.Random(seed)
     kills = 0
-    for _ in range(40):
+    for start_number in range(12):
         at: list[float] = []
+        patience = rng.uniform(0.2, 1) * seconds * (1 + start_number / 4)
 
-        def ready(at: list[float] = at) -> bool:
+        def ready(at: list[float] = at, patience: float = patience) -> bool:
             if not at and work_of(out).exists():
-                at.append(time.monotonic() + rng.uniform(0.2, 1) * seconds)
+                at.append(time.monotonic() + patience)
             return bool(at) and time.monotonic() > at[0]
 
         if not killed_when(ready, *command):
             break
         kills += 1
+        if out.exists():  # killed while it cleared up
+            break
+    if not out.exists() or work_of(out).exists():
+        prepare(load_config(DatasetDefinition, toml), out, raw=raw, force=True)
     assert kills > 0
+    assert not list(tmp_path.glob(".*"))
     assert digest(out, "**/*.*") == digest(whole.root, "**/*.*")
 
 
@@ -210,6 +217,24 @@ def test_memory_that_runs_out_keeps_what_was_done(
     assert not work_of(out).exists()
 
 
+def test_killed_while_it_cleared_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw, out = shop_log(tmp_path / "raw"), tmp_path / "out"
+
+    def fail(work: WorkFolder, *_: Any) -> None:
+        monkeypatch.undo()
+        os.close(work._lock)  # as the system does for a process that ends
+        raise CutOffError
+
+    monkeypatch.setattr(WorkFolder, "__exit__", fail)
+    with pytest.raises(CutOffError):
+        prepare(define(), out, raw=raw)
+    whole = digest(out, "**/*.*")
+    assert work_of(out).is_dir()
+    prepare(define(), out, raw=raw, force=True)
+    assert digest(out, "**/*.*") == whole
+    assert not list(tmp_path.glob(".*"))
+
+
 def test_two_at_once_are_refused(tmp_path: Path) -> None:
     out = tmp_path / "out"
     made_from = identity(define(), None, "duckdb")
@@ -228,5 +253,4 @@ def test_a_raw_log_goes_on_at_any_block(tmp_path: Path, monkeypatch: pytest.Monk
         assert len(every) > 5
         for first in (0, 1, len(every) - 1, len(every)):
             assert [block.item.tolist() for block in log.blocks(first)] == every[first:]
-        work.building.mkdir(exist_ok=True)
         work.finish()
