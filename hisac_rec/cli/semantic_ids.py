@@ -44,6 +44,15 @@ def run(
     refit: Annotated[
         bool, typer.Option("--refit", help="With --from: fit again, aligned to those IDs.")
     ] = False,
+    embeddings: Annotated[
+        Path | None,
+        typer.Option(
+            help="File of embeddings by raw id, instead of the items' own: .parquet, .npy."
+        ),
+    ] = None,
+    raw: Annotated[
+        Path | None, typer.Option(help="What {raw} stands for in the key 'embeddings'.")
+    ] = None,
     device: Annotated[
         Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute; auto: GPU if any.")
     ] = "auto",
@@ -65,6 +74,8 @@ def run(
 
         hisac-rec semantic-ids data/shop --set method=rqvae --set rqvae.epochs=200
 
+        hisac-rec semantic-ids data/shop --embeddings clip-int8.parquet
+
         hisac-rec semantic-ids data/today --from data/yesterday
 
         hisac-rec semantic-ids data/today --from data/last-week --refit
@@ -72,7 +83,12 @@ def run(
     from rich.console import Console
 
     from hisac_rec.data.contract import PreparedData
-    from hisac_rec.semantic.fit import fit_semantic_ids, read_report, resolve_config
+    from hisac_rec.semantic.fit import (
+        fit_semantic_ids,
+        read_report,
+        resolve_config,
+        with_embeddings,
+    )
     from hisac_rec.semantic.predecessor import open_predecessor
     from hisac_rec.semantic.refresh import extend_semantic_ids, refit_semantic_ids
 
@@ -81,14 +97,14 @@ def run(
     prepared = PreparedData(data)
     old = None if from_ is None else open_predecessor(PreparedData(from_))
     if old is None or refit:
-        config = resolve_config(prepared, overrides or [])
+        config = resolve_config(prepared, overrides or [], embeddings=embeddings, raw=raw)
     elif overrides:
         raise UserError(
             f"--set {overrides[0]}: the settings of {from_} hold where its codebook is kept; "
             "leave --set away, or fit again with --refit"
         )
     else:
-        config = old.report.config
+        config = with_embeddings(old.report.config, embeddings, raw)
     if not force and _is_there(prepared, config, old, refit):
         log.info("%s: semantic IDs of these settings are there already", data)
         report = read_report(prepared)
@@ -99,7 +115,7 @@ def run(
         elif refit:
             report = refit_semantic_ids(prepared, config, old, _device(device))
         else:
-            report = extend_semantic_ids(prepared, old, _device(device))
+            report = extend_semantic_ids(prepared, old, _device(device), config)
         log.info("written to %s", data)
     console = Console()
     console.print(_levels(report))
@@ -115,6 +131,7 @@ def _is_there(
     Raises:
         UserError: a usable fit of other settings is there.
     """
+    from hisac_rec.semantic.embeddings import file_digest
     from hisac_rec.semantic.fit import read_report
     from hisac_rec.semantic.store import load_semantics
 
@@ -137,6 +154,10 @@ def _is_there(
     changed = [
         f"{key}: {before[key]!r} -> {after[key]!r}" for key in after if before[key] != after[key]
     ]
+    if not changed and config.embeddings is not None:
+        now = file_digest(Path(config.embeddings))
+        if report.digests.get("embeddings") != now:
+            changed = [f"{config.embeddings}: other contents"]
     if not changed:
         return True
     raise UserError(
@@ -184,6 +205,7 @@ def _summary(report: Report) -> str:
         f"distance of an item to its own path {quality.distance_own:.3f}, to other paths "
         f"{quality.distance_other:.3f}: try a routing temperature tau near {quality.tau_hint:.3f}",
     ]
+    lines += report.inputs
     if report.refresh is not None:
         lines.append(_refreshed(report.refresh))
     return "\n".join([*lines, *(f"warning: {text}" for text in quality.warnings)])

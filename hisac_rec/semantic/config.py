@@ -80,6 +80,10 @@ class SemanticIdConfig(Strict):
     "text" = their text, "collaborative" = who consumed them in the training split alone, or
     two of these side by side. "auto" takes content where there is any, else text, else
     collaborative."""
+    embeddings: str | None = None
+    """File of embeddings that source = "content" reads instead of the items' column: Parquet with a
+    column of raw ids and one of lists, or ``x.npy`` beside ``x.ids.txt``; float or int8. "{raw}" is
+    the folder given with ``semantic-ids --raw``."""
     dim: int | None = Field(default=None, ge=2, le=4096)
     """Width of the vectors. None: content as it is; text and collaborative 64 each. A wider
     content embedding is reduced to it by a truncated SVD; for two sources it is the width

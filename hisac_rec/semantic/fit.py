@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -30,12 +31,20 @@ QUANTISER = "quantiser."
 """Arrays of ``featuriser.npz`` whose names begin so belong to the quantiser."""
 
 
-def resolve_config(data: PreparedData, overrides: Sequence[str] = ()) -> SemanticIdConfig:
+def resolve_config(
+    data: PreparedData,
+    overrides: Sequence[str] = (),
+    *,
+    embeddings: Path | None = None,
+    raw: Path | None = None,
+) -> SemanticIdConfig:
     """The settings for this data: its definition's table, overrides, source chosen.
 
     Args:
         data: the prepared data.
         overrides: ``key=value`` strings of ``--set``.
+        embeddings: file that stands in for the key ``embeddings``.
+        raw: folder that "{raw}" in that key stands for.
 
     Raises:
         UserError: a key or value is wrong, or the source is not in the data.
@@ -46,7 +55,23 @@ def resolve_config(data: PreparedData, overrides: Sequence[str] = ()) -> Semanti
     prefix = f"{TABLE}."
     own = [text.removeprefix(prefix) for text in overrides]
     source = f"[{TABLE}] of {data.root / 'manifest.json'}" + (" and --set" if overrides else "")
-    return choose_source(data, validate(SemanticIdConfig, apply_overrides(table, own), source))
+    config = validate(SemanticIdConfig, apply_overrides(table, own), source)
+    return choose_source(data, with_embeddings(config, embeddings, raw))
+
+
+def with_embeddings(
+    config: SemanticIdConfig, embeddings: Path | None, raw: Path | None
+) -> SemanticIdConfig:
+    """The settings with the path of the embeddings as it is on this machine."""
+    path = config.embeddings if embeddings is None else str(embeddings)
+    if path is not None and "{raw}" in path:
+        if raw is None:
+            raise UserError(
+                f"key '{TABLE}.embeddings' = '{path}': name the folder of raw files with --raw, or "
+                "the file itself with --embeddings"
+            )
+        path = path.replace("{raw}", str(raw))
+    return config.model_copy(update={"embeddings": path})
 
 
 def make_quantiser(config: SemanticIdConfig, device: torch.device | str = "cpu") -> Quantiser:
@@ -129,6 +154,8 @@ def write_fit(data: PreparedData, config: SemanticIdConfig, fitted: Fitted) -> R
         items_unseen_with_vector=int((real & ~items.seen & items.known).sum()),
         items_fitted=int(items.fit.sum()),
         quality=quality,
+        inputs=items.inputs,
+        digests=items.digests,
         refresh=fitted.refresh,
     )
     save_semantics(

@@ -118,6 +118,10 @@ class Report(Strict):
     """Items that the quantiser learned from."""
     quality: Quality
     """The numbers."""
+    inputs: list[str] = []
+    """For people: what was read besides the prepared data, and how far it reaches."""
+    digests: dict[str, str] = {}
+    """Of what was read besides: "embeddings", "text.model"."""
     refresh: Refresh | None = None
     """What became of an earlier fit, where this one goes on from one."""
 

@@ -11,6 +11,7 @@ Legend: I items, D levels, s width of source vectors, d width of semantic vector
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -44,7 +45,10 @@ FIXED = ("source", "dim", "normalise", "method", "codes", "vector_dtype")
 
 
 def extend_semantic_ids(
-    data: PreparedData, old: Predecessor, device: torch.device | str = "cpu"
+    data: PreparedData,
+    old: Predecessor,
+    device: torch.device | str = "cpu",
+    config: SemanticIdConfig | None = None,
 ) -> Report:
     """Give new items codes by an earlier codebook; all others keep vector and codes exactly.
 
@@ -52,11 +56,12 @@ def extend_semantic_ids(
         data: the data with the new items.
         old: the earlier fit; its settings hold.
         device: where to compute.
+        config: the same settings with another file of embeddings.
 
     Raises:
         UserError: this data lacks what the vectors come from, or it has another form.
     """
-    config = old.report.config
+    config = config or old.report.config
     rows = match_items(data, old.data)
     items = placed_vectors(data, config, old.featuriser, rows)
     quantiser = make_quantiser(config, device)
@@ -71,8 +76,11 @@ def extend_semantic_ids(
     codes[torch.from_numpy(keep)] = torch.tensor(old.semantics.codes[rows[keep]])
     if config.method == "residual_kmeans":  # there, the semantic vector is the source vector
         source = vectors.float()
-    items = ItemVectors(
-        items.vectors, items.known | keep, items.fit & keep, items.seen, _grown(items, old, rows)
+    items = replace(
+        items,
+        known=items.known | keep,
+        fit=items.fit & keep,
+        featuriser=_grown(items, old, rows),
     )
     refresh = _compare("extended", old, rows, items.known, vectors, codes, quantiser.codebook, 0.0)
     fitted = Fitted(items, source, vectors, codes, quantiser, refresh, old.lineage)
@@ -137,7 +145,7 @@ def _source_vectors(
     """[I, s] where today's items stood in the space of the earlier source vectors."""
     if config.method == "residual_kmeans":
         return old.semantics.vectors[rows.clip(0)].astype(np.float32)
-    return placed_vectors(data, old.report.config, old.featuriser, rows).vectors
+    return placed_vectors(data, config, old.featuriser, rows).vectors
 
 
 def _turned(
@@ -161,7 +169,7 @@ def _turned(
     misfit = float(np.square(vectors[shared] - theirs).sum()) / length
     log.info("turned today's vectors onto the earlier ones: %.1f %% do not fit", 100 * misfit)
     featuriser = items.featuriser | {"rotation": rotation}
-    return ItemVectors(vectors, items.known, items.fit, items.seen, featuriser), misfit
+    return replace(items, vectors=vectors, featuriser=featuriser), misfit
 
 
 def _grown(items: ItemVectors, old: Predecessor, rows: NDArray[np.int64]) -> dict[str, NDArray]:

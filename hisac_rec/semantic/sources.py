@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +17,7 @@ from hisac_rec.data.contract import PreparedData
 from hisac_rec.errors import UserError
 from hisac_rec.semantic.collaborative import collaborative_vectors, fold_in
 from hisac_rec.semantic.config import SemanticIdConfig
+from hisac_rec.semantic.embeddings import read_embeddings
 from hisac_rec.semantic.reduction import project, reduce_width
 from hisac_rec.semantic.text import text_vectors, text_vectors_again
 
@@ -43,6 +46,21 @@ class ItemVectors:
     """[I]: the item occurs in the training period (``items.first_time``)."""
     featuriser: Arrays = field(default_factory=dict)
     """What :func:`placed_vectors` needs to place further items in the same space."""
+    inputs: list[str] = field(default_factory=list)
+    """For people: what was read besides the prepared data."""
+    digests: dict[str, str] = field(default_factory=dict)
+    """Of that."""
+
+
+class Part(NamedTuple):
+    """Vectors out of one source."""
+
+    vectors: Vectors
+    """[I, s]; zeros where it knows nothing of an item."""
+    made_by: Arrays
+    """What places further items in the same space."""
+    inputs: list[str] = []
+    digests: dict[str, str] = {}
 
 
 def choose_source(data: PreparedData, config: SemanticIdConfig) -> SemanticIdConfig:
@@ -53,12 +71,18 @@ def choose_source(data: PreparedData, config: SemanticIdConfig) -> SemanticIdCon
     """
     manifest = data.manifest
     there = {
-        "content": manifest.content_dim is not None,
+        "content": manifest.content_dim is not None or config.embeddings is not None,
         "text": manifest.has_text,
         "collaborative": True,
     }
     if config.source == "auto":
         return config.model_copy(update={"source": next(name for name in there if there[name])})
+    if config.embeddings is not None and "content" not in config.source:
+        raise UserError(
+            f"key 'semantic_ids.embeddings' = '{config.embeddings}': source = '{config.source}' "
+            "does not read them; set source to 'content' or 'content+collaborative', or leave them "
+            "away"
+        )
     names = ", ".join(name for name in there if there[name])
     for part in config.source.split("+"):
         if not there[part]:
@@ -85,11 +109,13 @@ def item_vectors(data: PreparedData, config: SemanticIdConfig) -> ItemVectors:
         UserError: no item has a vector, or values are not finite; names the row.
     """
     names = config.source.split("+")
-    parts, featuriser = [], Arrays()
-    for name in names:
-        part, made_by = _source(name, data, config)
-        parts.append(part)
-        featuriser |= {f"{name}.{key}": array for key, array in made_by.items()}
+    found = [_source(name, data, config) for name in names]
+    parts = [part.vectors for part in found]
+    featuriser = {
+        f"{name}.{key}": array
+        for name, part in zip(names, found, strict=True)
+        for key, array in part.made_by.items()
+    }
     known = _known(parts)
     if not known.any():
         raise UserError(
@@ -107,7 +133,7 @@ def item_vectors(data: PreparedData, config: SemanticIdConfig) -> ItemVectors:
     vectors[~known] = mean
     featuriser["mean"] = mean
     vectors = np.ascontiguousarray(vectors, np.float32)
-    return ItemVectors(vectors, known, fit, _seen(data), featuriser)
+    return ItemVectors(vectors, known, fit, _seen(data), featuriser, *_besides(found))
 
 
 def placed_vectors(
@@ -130,7 +156,7 @@ def placed_vectors(
         UserError: the content embedding has another width, or values are not finite.
     """
     names = config.source.split("+")
-    parts = []
+    found = []
     for name in names:
         prefix = f"{name}."
         own = {
@@ -138,7 +164,8 @@ def placed_vectors(
             for key, value in stored.items()
             if key.startswith(prefix)
         }
-        parts.append(_source_again(name, data, config, own, old))
+        found.append(_source_again(name, data, config, own, old))
+    parts = [part.vectors for part in found]
     known = _known(parts)
     fit = _nonzero(parts[names.index("collaborative")]) if "collaborative" in names else known
     if config.normalise:
@@ -147,7 +174,8 @@ def placed_vectors(
     vectors[~known] = stored["mean"]
     if "rotation" in stored:
         vectors = vectors @ stored["rotation"]
-    return ItemVectors(np.ascontiguousarray(vectors, np.float32), known, fit, _seen(data), stored)
+    vectors = np.ascontiguousarray(vectors, np.float32)
+    return ItemVectors(vectors, known, fit, _seen(data), stored, *_besides(found))
 
 
 def _combine(parts: list[Vectors], featuriser: Arrays, config: SemanticIdConfig) -> Vectors:
@@ -174,42 +202,68 @@ def _seen(data: PreparedData) -> Flags:
     return np.asarray(data.items.column("first_time").is_valid(), dtype=bool)
 
 
-def _source(name: str, data: PreparedData, config: SemanticIdConfig) -> tuple[Vectors, Arrays]:
-    """[I, s] of one source, zeros where it knows nothing of an item, and what made it."""
+def _besides(found: list[Part]) -> tuple[list[str], dict[str, str]]:
+    """What the parts read besides the prepared data."""
+    inputs = [line for part in found for line in part.inputs]
+    for line in inputs:
+        log.info("%s", line)
+    return inputs, {key: value for part in found for key, value in part.digests.items()}
+
+
+def _source(name: str, data: PreparedData, config: SemanticIdConfig) -> Part:
+    """Vectors of one source."""
     path = data.root / "items.parquet"
     dim = config.dim or DEFAULT_DIM
     if name == "content":
-        content = _content(data)
-        width = np.array(content.shape[1])
-        if config.dim is None or config.dim >= content.shape[1]:
-            return content, {"width": width}
-        reduced, directions = reduce_width(content, config.dim, config.seed)
-        return reduced, {"width": width, "directions": directions}
+        return _reduced(_content(data, config), config)
     if name == "text":
-        return text_vectors(data.items.column("text"), dim, config.text, config.seed, path)
-    return collaborative_vectors(data, dim, config.collaborative, config.seed)
+        return Part(*text_vectors(data.items.column("text"), dim, config.text, config.seed, path))
+    return Part(*collaborative_vectors(data, dim, config.collaborative, config.seed))
+
+
+def _reduced(part: Part, config: SemanticIdConfig) -> Part:
+    """Given embeddings at the width that is wanted."""
+    given = part.vectors
+    width = np.array(given.shape[1])
+    if config.dim is None or config.dim >= given.shape[1]:
+        return part._replace(made_by={"width": width})
+    reduced, directions = reduce_width(given, config.dim, config.seed)
+    return part._replace(vectors=reduced, made_by={"width": width, "directions": directions})
+
+
+def _reduced_again(part: Part, stored: Arrays, where: str) -> Part:
+    """Given embeddings of further items in the space of an earlier :func:`_reduced`."""
+    given = part.vectors
+    if given.shape[1] != int(stored["width"]):
+        raise UserError(
+            f"{where} is {given.shape[1]} wide, that of the earlier fit was "
+            f"{int(stored['width'])}: fit these items anew, without --from"
+        )
+    if "directions" not in stored:
+        return part
+    return part._replace(vectors=project(given, stored["directions"]))
 
 
 def _source_again(
     name: str, data: PreparedData, config: SemanticIdConfig, stored: Arrays, old: NDArray[np.int64]
-) -> Vectors:
-    """[I, s] of one source in the space of an earlier :func:`_source`."""
+) -> Part:
+    """Vectors of one source in the space of an earlier :func:`_source`."""
     if name == "content":
-        content = _content(data)
-        if content.shape[1] != int(stored["width"]):
-            raise UserError(
-                f"{data.root / 'items.parquet'}: 'content' is {content.shape[1]} wide, that of the "
-                f"earlier fit was {int(stored['width'])}: fit these items anew, without --from"
-            )
-        return project(content, stored["directions"]) if "directions" in stored else content
+        where = config.embeddings or f"{data.root / 'items.parquet'}: 'content'"
+        return _reduced_again(_content(data, config), stored, where)
     if name == "text":
-        return text_vectors_again(data.items.column("text"), config.text, stored)
-    return fold_in(data, old, stored, config.collaborative, config.seed)
+        return Part(text_vectors_again(data.items.column("text"), config.text, stored), {})
+    return Part(fold_in(data, old, stored, config.collaborative, config.seed), {})
 
 
-def _content(data: PreparedData) -> Vectors:
-    """[I, s] copy of ``items.content``, zeros where null."""
+def _content(data: PreparedData, config: SemanticIdConfig) -> Part:
+    """A copy of ``items.content``, zeros where null; or what the file of embeddings has."""
     path = data.root / "items.parquet"
+    if config.embeddings is not None:
+        read = read_embeddings(Path(config.embeddings), data)
+        return Part(read.vectors, {}, [read.coverage], {"embeddings": read.digest})
+    if "content" not in data.items.column_names:
+        raise UserError(f"{path}: has no column 'content'; name a file with --embeddings")
     column = data.items.column("content").combine_chunks()
     width = column.type.list_size
     flat = column.values.slice(column.offset * width, len(column) * width)
@@ -221,7 +275,7 @@ def _content(data: PreparedData) -> Vectors:
             f"{path}: row {wrong[0]}: 'content' is not finite ({len(wrong)} such rows); "
             "mend the embedding or make it null"
         )
-    return content
+    return Part(content, {})
 
 
 def _nonzero(vectors: Vectors) -> Flags:

@@ -109,3 +109,16 @@ def test_a_kept_codebook_has_its_settings(data: PreparedData, tomorrow: Prepared
         call(tomorrow, "--from", str(data.root), "--set", "codes=[3, 3]")
     with pytest.raises(UserError, match="--refit needs --from"):
         call(tomorrow, "--refit")
+
+
+def test_other_contents_of_a_file_of_embeddings_need_force(
+    data: PreparedData, tmp_path: Path
+) -> None:
+    path = tmp_path / "v.npy"
+    np.save(path, np.random.default_rng(1).integers(-127, 127, (79, 4)).astype(np.int8))
+    (tmp_path / "v.ids.txt").write_text("\n".join(f"raw-{i}" for i in range(1, 80)))
+    assert "int8 x 4 for 79 of 79 items" in call(data, "--embeddings", str(path))
+    call(data, "--embeddings", str(path))
+    np.save(path, np.random.default_rng(2).integers(-127, 127, (79, 4)).astype(np.int8))
+    with pytest.raises(UserError, match=r"v\.npy: other contents.*--force"):
+        call(data, "--embeddings", str(path))
