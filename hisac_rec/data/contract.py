@@ -148,8 +148,8 @@ class Stats(Strict):
 def items_schema(manifest: Manifest) -> pa.Schema:
     """Schema of ``items.parquet``: row i is item i.
 
-    ``train_count`` is the number of training candidates with that item, ``first_time`` the
-    first time it is seen in the training period (null: never).
+    ``train_count`` is the number of training candidates with that item (drawn non-events left
+    out), ``first_time`` the first time it is seen in the training period (null: never).
     """
     fields: list[tuple[str, pa.DataType]] = [("item", pa.int32()), ("raw_id", pa.string())]
     for feature in manifest.item_features:

@@ -78,6 +78,30 @@ class HistoryConfig(Strict):
     events before it."""
 
 
+class NegativesConfig(Strict):
+    """Non-events for a log of positives alone, drawn by the data set's own rule."""
+
+    per_positive: int = Field(ge=1)
+    """Items added to a request, label 0, for each of its candidates with a label above 0."""
+    by: Literal["popularity", "uniform"] = "popularity"
+    """Among the items that were positive for anybody before the request: "popularity", in
+    proportion to how often; "uniform", each alike."""
+    window: int | None = Field(default=None, ge=1)
+    """With by = "popularity": count only this long before the request, in the unit of ``time``,
+    so that goods out of season are not offered; None: all that is earlier."""
+    consumed: bool = True
+    """Items of the history that the request sees may be drawn. False: they never are, and where
+    people buy again a model learns that what was consumed is positive."""
+    seed: int = Field(default=0, ge=0)
+    """Every draw follows from it and from the request's user, time and first candidate."""
+
+    @model_validator(mode="after")
+    def _window_counts(self) -> NegativesConfig:
+        if self.window is not None and self.by == "uniform":
+            raise ValueError("window needs by = 'popularity': it says which events count")
+        return self
+
+
 class RequestsConfig(Strict):
     """Which events are candidates, what their label is, which of them share a request."""
 
@@ -98,6 +122,8 @@ class RequestsConfig(Strict):
     valid_group_events: int | None = Field(default=None, ge=1)
     """``group_events`` for validation alone, which chooses checkpoints and settings; None: the
     same. The test split is never grouped by it."""
+    negatives: NegativesConfig | None = None
+    """Draw non-events; None: the log holds its own."""
 
     def of_split(self, split: Split) -> int:
         """Consecutive candidates that share a request in this split."""
@@ -279,4 +305,7 @@ class DatasetDefinition(Strict):
             )
         if self.synthetic is not None and not self.clock:
             raise ValueError("[synthetic] has a clock: remove 'clock = false'")
+        negatives = self.requests.negatives if self.requests is not None else None
+        if negatives is not None and negatives.window is not None and not self.clock:
+            raise ValueError("requests.negatives.window needs 'clock = true': times of all users")
         return self

@@ -24,6 +24,7 @@ from hisac_rec.data.features import (
     ids_query,
     vocabulary,
 )
+from hisac_rec.data.negatives import NegativeSampler, open_sampler, write_pools
 from hisac_rec.data.rawchecks import (
     check_expressions,
     check_labels,
@@ -80,6 +81,7 @@ class RawLog:
         assert requests is not None
         self.definition, self._source, self._requests = definition, source, requests
         self._raw = require_files(source, raw, origin)
+        self._work = work
         self._engine = Engine(work, origin, memory_limit, threads)
         try:
             self._load()
@@ -99,10 +101,14 @@ class RawLog:
         return CutRules(history.min_events, requests.of_split(split), history.max_length)
 
     def blocks(self, first: int = 0) -> Iterator[EventBlock]:
-        """Events of whole users, about ``BLOCK_EVENTS`` at a time, from block ``first`` on."""
+        """Events of whole users, from block ``first`` on: about ``BLOCK_EVENTS`` at a time, what
+        is drawn for them counted in.
+        """
+        negatives = self._requests.negatives
+        size = max(1, BLOCK_EVENTS // (1 + (negatives.per_positive if negatives else 0)))
         bounds = self._engine.rows(f"""
             SELECT min("user"), max("user") FROM (
-                SELECT "user", (sum(count(*)) OVER (ORDER BY "user") - 1) // {BLOCK_EVENTS} AS block
+                SELECT "user", (sum(count(*)) OVER (ORDER BY "user") - 1) // {size} AS block
                 FROM {EVENTS} GROUP BY "user"
             ) GROUP BY block ORDER BY block""")
         for low, high in bounds[first:]:
@@ -115,6 +121,16 @@ class RawLog:
             if self.definition.split.by != "column":
                 columns["split"] = self._splits(columns["user"], columns["time"])
             yield EventBlock(**columns)
+
+    def negatives(self, blocks: Iterator[EventBlock]) -> NegativeSampler | None:
+        """As ``[requests.negatives]`` says."""
+        if self._requests.negatives is None:
+            return None
+        folder, definition = self._work.scratch / "negatives", self.definition
+        self._work.once(
+            "pool of negatives", lambda: write_pools(self._engine, blocks, definition, folder)
+        )
+        return open_sampler(definition, folder, self.items)
 
     def catalogue(self, seen: NDArray[np.bool_]) -> Catalogue:
         """Items with features, text and content; see :class:`Catalogue`."""

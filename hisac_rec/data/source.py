@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 
 from hisac_rec.data.blocks import CutRules, EventBlock
 from hisac_rec.data.contract import Feature, Split
+
+if TYPE_CHECKING:
+    from hisac_rec.data.negatives import NegativeSampler
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,14 @@ class Source(Protocol):
 
         Args:
             first: how many blocks to pass over; a source cuts the same blocks every time.
+        """
+        ...
+
+    def negatives(self, blocks: Iterator[EventBlock]) -> NegativeSampler | None:
+        """Draws non-events into the requests; None: the events hold them.
+
+        Args:
+            blocks: all events, for what can be drawn.
         """
         ...
 

@@ -139,6 +139,12 @@ class Engine:
         self._database.execute(f"CREATE OR REPLACE TABLE {name} AS SELECT * FROM taken_in")
         self._database.unregister("taken_in")
 
+    def append(self, name: str, table: pa.Table) -> None:
+        """Add an Arrow table to a table of the database that has the same columns."""
+        self._database.register("taken_in", table)
+        self._database.execute(f"INSERT INTO {name} SELECT * FROM taken_in")
+        self._database.unregister("taken_in")
+
     def columns(self, table: str) -> dict[str, str]:
         """Column -> DuckDB type of a table."""
         return {row[0]: row[1] for row in self.rows(f"DESCRIBE SELECT * FROM {table}")}

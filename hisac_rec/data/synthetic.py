@@ -79,6 +79,9 @@ class SyntheticSource:
                 rng = np.random.default_rng([self.config.seed, 1 + chunk])
                 yield self._block(rng, np.arange(start, min(start + size, self.users)))
 
+    def negatives(self, blocks: Iterator[EventBlock]) -> None:
+        """None: requests hold what was not clicked."""
+
     def catalogue(self, seen: NDArray[np.bool_]) -> Catalogue:
         """Items: noisy ``category`` (all known in the training period) and ``content``."""
         del seen  # a category names a branch of the tree, not a thing that appears in time

@@ -79,13 +79,16 @@ def cut_splits(
     Returns:
         The events that are left, and split -> rows.
     """
-    if cold.any():
-        block = without_training(block, cold)
+    block = _without_cold(block, cold)
     rows = {}
     for index, split in enumerate(SPLITS):
         known = without_later_splits(block, index)
         rows[split] = cut(known, index, rules[split], visible_history(known))
     return block, rows
+
+
+def _without_cold(block: EventBlock, cold: NDArray[np.bool_]) -> EventBlock:
+    return without_training(block, cold) if cold.any() else block
 
 
 def _write(
@@ -97,6 +100,7 @@ def _write(
     blocks: int,
     saved: Path,
 ) -> None:
+    sampler = source.negatives(_without_cold(block, cold) for block in source.blocks())
     with ExitStack() as stack:
         for writer in writers.values():
             stack.enter_context(writer)
@@ -105,10 +109,11 @@ def _write(
         rules = {split: source.rules(split) for split in SPLITS}
         for block in source.blocks(blocks):
             users = int(np.count_nonzero(np.diff(block.user, prepend=0)))
-            kept, rows = cut_splits(block, rules, cold)
+            kept, logged = cut_splits(block, rules, cold)
+            rows = logged if sampler is None else sampler.add(logged)
             for split, writer in writers.items():
                 writer.write(rows[split], source.user_values)
-            tally.add(kept, rows["train"])
+            tally.add(kept, logged["train"], rows["train"])
             blocks += 1
             if blocks % SAVE_BLOCKS == 0:
                 _save(saved, tally, writers, blocks, done=False)

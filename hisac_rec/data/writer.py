@@ -136,7 +136,7 @@ class TrainTally:
     items: int
     """Rows of the item table, unknown included."""
     train_count: NDArray[np.int64] = field(init=False)
-    """[items] training candidates of each item."""
+    """[items] training candidates of each item, drawn non-events left out."""
     first_time: NDArray[np.int64] = field(init=False)
     """[items] first time in the training period; the largest integer where never."""
     history_ends: NDArray[np.int64] = field(init=False)
@@ -154,11 +154,17 @@ class TrainTally:
         """[items] True where the item occurs in the training period."""
         return self.first_time != np.iinfo(np.int64).max
 
-    def add(self, block: EventBlock, rows: SplitRows) -> None:
-        """Count one block and its training rows. O(events)."""
+    def add(self, block: EventBlock, logged: SplitRows, rows: SplitRows) -> None:
+        """Count one block and its training rows. O(events).
+
+        Args:
+            block: whole users.
+            logged: its training rows as the log has them.
+            rows: the same with the non-events drawn for them, where there are any.
+        """
         train = block.split == 0
         np.minimum.at(self.first_time, block.item[train], block.time[train])
-        np.add.at(self.train_count, rows.candidate_item, 1)
+        np.add.at(self.train_count, logged.candidate_item, 1)
         if len(rows.history_end):
             ends = np.bincount(rows.history_end, minlength=len(self.history_ends))
             ends[: len(self.history_ends)] += self.history_ends

@@ -33,24 +33,6 @@ VIDEO = {  # impressions with a clock, earlier histories in another file as list
     "split": {"by": "time", "valid_from": 1651200000, "test_from": 1651600000},
 }
 
-RETAIL = {  # purchases, returns as negative quantities, baskets by invoice, no catalogue
-    "name": "retail",
-    "source": {
-        "files": ["online-retail.csv.gz"],
-        "events": """
-            SELECT CustomerID::INTEGER AS user, StockCode AS item, Quantity > 0 AS kept,
-                epoch(strptime(InvoiceDate::VARCHAR, '%Y-%m-%d %H:%M:%S'))::BIGINT AS time,
-                InvoiceNo AS basket
-            FROM read_csv('{raw}/online-retail.csv.gz')
-            WHERE CustomerID IS NOT NULL""",
-        "items": """SELECT StockCode AS item, arg_min(Description, InvoiceDate) AS text
-            FROM read_csv('{raw}/online-retail.csv.gz') GROUP BY 1""",
-    },
-    "history": {"where": "kept", "min_events": 3},
-    "requests": {"label": "kept", "group": "basket"},
-    "split": {"by": "time", "valid_from": 1317427200, "test_from": 1320105600},
-}
-
 
 def made(definition: dict[str, Any], raw: Path, out: Path) -> PreparedData:
     return prepare(validate(DatasetDefinition, definition, "test.toml"), out, raw=raw)
@@ -66,11 +48,3 @@ def test_short_video(shared_data: Path, tmp_path: Path) -> None:
     row = pq.read_table(data.root / "train").slice(0, 1).to_pylist()[0]
     assert row["history_type"][0] == 0
     assert row["requests"][0]["history_end"] >= row["history_type"].count(0)
-
-
-def test_retail_baskets(shared_data: Path, tmp_path: Path) -> None:
-    data = made(RETAIL, shared_data / "online-retail", tmp_path / "out")
-    assert data.manifest.has_text
-    assert data.manifest.splits["train"].users > 2000
-    assert data.stats.candidates_mean > 5  # lines of a basket
-    assert data.manifest.splits["test"].positives / data.manifest.splits["test"].candidates > 0.9
