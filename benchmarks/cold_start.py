@@ -1,0 +1,122 @@
+"""Items that training never saw: what semantic IDs are worth for them, on every data set.
+
+A share of the items is kept out of the training period altogether and comes in with validation
+(``split.cold_items``; the generator has ``fresh_items``), semantic IDs are fitted on what is left,
+and models with and without them are compared on the test candidates that are such items::
+
+    python -m benchmarks.cold_start movielens-100k --raw ../shared/data/ml-100k
+    python -m benchmarks.cold_start synthetic-1000
+    python -m benchmarks.cold_start --page
+
+The cells are committed under ``docs/results/comparison/<study>-cold``; the page is made from them
+and from the words in ``docs/results/notes/cold-start.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+
+from benchmarks.comparison import BENCHMARKS, OUT, STUDIES, command, sets
+from benchmarks.comparison_page import NAMES, RESULTS
+from hisac_rec.compare.cells import Cell, Layout
+from hisac_rec.compare.summary import summarise
+
+SHARE = 0.15
+"""Of the items: kept out of training."""
+SHIPPED = ("hisac", "mean_pooling", "no_history")
+UNSEEN = ("item_popularity", "unseen")
+"""Axis and bucket of the slice of items that no training candidate was."""
+COLUMNS = {
+    "hisac": "HiSAC",
+    "hisac_no_codes": "its codes in the history alone",
+    "mean_pooling": "mean pooling",
+    "mean_no_codes": "without semantic IDs",
+    "no_history": "no history",
+    "no_history_no_codes": "without semantic IDs",
+}
+"""Model file -> title of its column; each is followed by itself without semantic IDs."""
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("study", choices=STUDIES, nargs="?")
+    parser.add_argument("--raw", type=Path, help="folder of the publisher's files")
+    parser.add_argument("--seeds", default="3")
+    parser.add_argument("--jobs", default="2")
+    parser.add_argument("--work", type=Path, default=Path("runs/comparison"))
+    parser.add_argument("--page", action="store_true", help="write the page of the cells there are")
+    arguments = parser.parse_args()
+    if arguments.page:
+        write_page()
+        return
+    if arguments.study is None:
+        parser.error("name a study, or say --page")
+    study, data = STUDIES[arguments.study], arguments.work / f"{arguments.study}-cold"
+    if not data.is_dir():
+        of = ("--raw", arguments.raw) if arguments.raw else ()
+        cold = f"synthetic.fresh_items={2 * SHARE}" if not arguments.raw else None
+        keys = (*study.prepare, cold or f"split.cold_items={SHARE}")
+        command("prepare", study.dataset, *of, "--out", data, *sets(keys))
+    if not (data / "semantic_ids.parquet").is_file():
+        command("semantic-ids", data)
+    models = [*SHIPPED, *sorted(map(str, (BENCHMARKS / "cold").glob("*.toml")))]
+    sized = ("--seeds", arguments.seeds, "--jobs", arguments.jobs)
+    out = OUT / f"{arguments.study}-cold"
+    shared = (*sets(study.train), "--baseline", "no_history_no_codes")
+    command("compare", *models, "--data", data, "--out", out, *sized, *shared)
+
+
+def write_page() -> None:
+    """Write docs/results/cold-start.md from all cells."""
+    words = (RESULTS / "notes" / "cold-start.md").read_text(encoding="utf-8").strip()
+    found = {
+        folder: summarise(layout, "no_history_no_codes")[0]
+        for folder in NAMES
+        if any((layout := Layout(OUT / f"{folder}-cold")).cells.glob("*/*/seed*.json"))
+    }
+    parts = ["# Cold start: items that training never saw", words]
+    for cold, title in ((True, "New items"), (False, "All candidates")):
+        for metric in ("auc", "gauc"):
+            lines = [
+                "| data set | candidates | " + " | ".join(COLUMNS.values()) + " |",
+                "| --- | ---: |" + " ---: |" * len(COLUMNS),
+            ]
+            for folder, summary in found.items():
+                cells = {one.cells[0].model: one.cells for one in summary.models}
+                count = _rows(next(iter(cells.values()))[0], cold)
+                values = [_mean(cells.get(model, ()), metric, cold) for model in COLUMNS]
+                lines.append(f"| {NAMES[folder]} | {count:,} | " + " | ".join(values) + " |")
+            parts.append(f"## {title}: {metric.upper()}\n\n" + "\n".join(lines))
+    days = {cell.date for s in found.values() for one in s.models for cell in one.cells}
+    example = next(cell for s in found.values() for one in s.models for cell in one.cells)
+    versions = ", ".join(f"{name} {version}" for name, version in example.versions.items())
+    parts.append(f"{min(days)} to {max(days)}, {example.host}; {versions}")
+    (RESULTS / "cold-start.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def _rows(cell: Cell, cold: bool) -> int:
+    return _slice(cell).rows if cold else cell.rows.rows
+
+
+def _slice(cell: Cell):  # type: ignore[no-untyped-def]
+    return next(s for s in cell.scores.slices if (s.axis, s.bucket) == UNSEEN)
+
+
+def _mean(cells: Sequence[Cell], metric: str, cold: bool) -> str:
+    """Mean over seeds and, where there are several, their spread."""
+    values = [
+        getattr(_slice(cell), metric) if cold else cell.scores.metrics[metric] for cell in cells
+    ]
+    known = [value for value in values if value is not None]
+    if not known:
+        return ""
+    spread = f" ± {stdev(known):.3f}" if len(known) > 1 else ""
+    return f"{fmean(known):.3f}{spread}"
+
+
+if __name__ == "__main__":
+    main()
