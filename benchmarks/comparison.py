@@ -94,6 +94,8 @@ STUDIES = {
     "movielens-1m": Study("movielens_1m", ("requests.group_events=8",), ONE_PASS),
     "movielens-100k": Study("movielens_100k", ("requests.group_events=8",), THREE_PASSES),
     "kuairand": Study("kuairand_pure", (), (*ONE_PASS, "train.max_candidates=100000")),
+    # A basket is a request of some hundred candidates, four of five of them drawn.
+    "online-retail": Study("online_retail", (), (*ONE_PASS, "train.max_candidates=300000")),
     "statics2011": Study("statics2011", ("requests.group_events=8",), ONE_PASS),
     # The longer the histories, the fewer the users and the more candidates share a history,
     # so that a full-length method ends on two cores.

@@ -33,6 +33,7 @@ NAMES = {
     "movielens-1m": "MovieLens-1M",
     "movielens-100k": "MovieLens-100K",
     "kuairand": "KuaiRand",
+    "online-retail": "Online Retail",
     "statics2011": "Statics 2011",
     "synthetic-100": "synthetic 100",
     "synthetic-1000": "synthetic 1,000",
