@@ -23,6 +23,7 @@ from hisac_rec.errors import EndedError, UserError
 
 COMMANDS = (
     "doctor",
+    "init-dataset",
     "prepare",
     "semantic-ids",
     "plan",

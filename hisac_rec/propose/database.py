@@ -1,0 +1,60 @@
+"""DuckDB as proposals use it: on disk, within a limit of memory, small answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from hisac_rec.data.sql import text
+from hisac_rec.errors import UserError
+
+
+class Database:
+    """A DuckDB database in a folder; DuckDB's own errors come through. A context manager.
+
+    Args:
+        folder: for the database and what does not fit into memory.
+        memory_limit: for example "4GB".
+        threads: None: one per core.
+
+    Raises:
+        UserError: ``memory_limit`` is no amount of memory.
+    """
+
+    def __init__(self, folder: Path, memory_limit: str, threads: int | None) -> None:
+        settings: dict[str, str | bool | int | float | list[str]] = {
+            "temp_directory": str(folder / "spill")
+        }
+        if threads is not None:
+            settings["threads"] = threads
+        self._duckdb = duckdb.connect(str(folder / "look.duckdb"), config=settings)
+        try:
+            self._duckdb.execute(f"SET memory_limit = {text(memory_limit)}")
+        except duckdb.Error as error:
+            self._duckdb.close()
+            raise UserError(
+                f"--memory-limit {memory_limit!r}: expected an amount such as 4GB ({error})"
+            ) from None
+        self._duckdb.execute("CREATE SCHEMA looked")
+
+    def __enter__(self) -> Database:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._duckdb.close()
+
+    def rows(self, query: str) -> list[tuple[Any, ...]]:
+        """Run a statement; the few rows that it gives."""
+        return self._duckdb.execute(query).fetchall()
+
+    def arrow(self, query: str) -> pa.Table:
+        """The result of a query as one Arrow table."""
+        return self._duckdb.sql(query).to_arrow_table()
+
+    def columns(self, table: str) -> dict[str, str]:
+        """Column -> DuckDB type of a table."""
+        described = self._duckdb.execute(f"DESCRIBE SELECT * FROM {table}").fetchall()
+        return {row[0]: row[1] for row in described}
