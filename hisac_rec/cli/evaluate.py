@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -22,12 +22,15 @@ def run(
         str | None, typer.Option(help="Planner config, or the name of a shipped one.")
     ] = None,
     draws: Annotated[int, typer.Option(min=0, help="Bootstrap draws over users.")] = 200,
+    task: Annotated[
+        str | None, typer.Option(help="One task of a model that has learned several; else all.")
+    ] = None,
 ) -> None:
     """Predict a split and report AUC, GAUC, logloss and calibration with intervals.
 
     Always beside the item's mean label and item mean plus user mean, sliced by history
     length, popularity and item age. Other runs given with --against must have been
-    evaluated on the same split before.
+    evaluated on the same split before. A model of several tasks gets a report for each.
 
     **Examples**
 
@@ -38,16 +41,23 @@ def run(
         torchrun --nproc_per_node 2 -m hisac_rec evaluate runs/hisac
     """
     from hisac_rec.cli.trained import cluster, open_run, require_split
-    from hisac_rec.evaluation.table import print_report
+    from hisac_rec.data.tasks import resolve_tasks
+    from hisac_rec.errors import UserError, did_you_mean
+    from hisac_rec.evaluation.table import print_report, print_tasks
     from hisac_rec.train.run import RunFolder
 
     require_split(split)
     folder, prepared = open_run(run_folder, data)
     others = {other.config().name: other for other in map(RunFolder, against or [])}
     where = cluster(planner)
+    learned = [t.name for t in resolve_tasks(folder.config().tasks, prepared.manifest)]
+    if task is not None and task not in learned:
+        raise UserError(
+            f"--task {task}: {run_folder} has not learned it{did_you_mean(task, learned)}"
+        )
 
     from hisac_rec.train.distributed import process_group
-    from hisac_rec.train.evaluate import evaluate_run, write_predictions
+    from hisac_rec.train.evaluate import evaluate_run, evaluate_tasks, write_predictions
 
     with process_group() as ranks:
         write_predictions(
@@ -60,5 +70,11 @@ def run(
         )
         first = ranks.first
     if first:
-        report = evaluate_run(folder, prepared, split=split, against=others, draws=draws)  # type: ignore[arg-type]
-        print_report(report)
+        how: dict[str, Any] = {"split": split, "against": others, "draws": draws}
+        if task is not None:
+            print_report(evaluate_run(folder, prepared, task=task, **how))
+            return
+        reports = evaluate_tasks(folder, prepared, **how)
+        print_report(reports[0])
+        if len(reports) > 1:
+            print_tasks(reports)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from hisac_rec.data.contract import PreparedData
+    from hisac_rec.data.contract import FurtherTask, PreparedData
 
 
 def run(
@@ -68,6 +68,14 @@ def run(
     _show(data)
 
 
+def _task_line(task: FurtherTask) -> str:
+    rates = (
+        f"{split} {rows:,} labelled, rate {task.positives[split] / rows:.3f}"
+        for split, rows in task.labelled.items()
+    )
+    return f"task {task.name}: {'; '.join(rates)}"
+
+
 def _show(data: PreparedData) -> None:
     """Print what was made: one row per split, then the lengths."""
     from rich.console import Console
@@ -91,6 +99,7 @@ def _show(data: PreparedData) -> None:
         f"{manifest.items - 1:,} items, features: {', '.join(features) or 'none'}",
         f"history length of training requests: mean {stats.history_length_mean:,.1f}; "
         f"quantiles {lengths}",
+        *map(_task_line, manifest.tasks),
         f"written to {data.root}",
     )
     for line in lines:

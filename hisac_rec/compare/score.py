@@ -112,7 +112,7 @@ def score_reference(
     """
     check_ids("item", predictions.item, data.manifest.items, data)
     check_ids("user", predictions.user, data.manifest.users, data)
-    means = fit_means(data)
+    means = fit_means(data, task=predictions.task)
     item = means.item_mean(predictions.item)
     both = means.item_and_user_mean(predictions.item, predictions.user)
     found = {

@@ -69,6 +69,7 @@ class BatchAssembler:
             candidate_item=candidate_item,
             candidate_offsets=offsets_of(counts),
             labels=table.candidate_label[candidates],
+            tasks={task: labels[candidates] for task, labels in table.candidate_tasks.items()},
             request_rows=np.stack(
                 [
                     users["user"].astype(np.int64),
@@ -94,6 +95,7 @@ class BatchAssembler:
             candidate_item=none,
             candidate_offsets=bounds,
             labels=np.zeros(0, np.float32),
+            tasks={task.name: np.zeros(0, np.float32) for task in self._spec.tasks[1:]},
             request_rows=np.zeros((1, 4), np.int64),
             oracle=np.zeros(0, np.float32),
         )
@@ -109,6 +111,7 @@ class BatchAssembler:
         candidate_item: Ints,
         candidate_offsets: Ints,
         labels: NDArray[np.float32],
+        tasks: dict[str, NDArray[np.float32]],
         request_rows: Ints,
         oracle: NDArray[np.float32],
     ) -> RequestBatch:
@@ -164,6 +167,9 @@ class BatchAssembler:
             owners=owners,
             memory={},
             labels=torch.from_numpy(np.array(labels, dtype=np.float32)),
+            tasks={
+                name: torch.from_numpy(np.array(of, dtype=np.float32)) for name, of in tasks.items()
+            },
             request_rows=_tensor(request_rows),
             candidate_items=_tensor(candidate_item),
             oracle=torch.from_numpy(np.array(oracle, dtype=np.float32)),

@@ -68,7 +68,9 @@ class RequestBatch(Pipelineable):
     """What a cache held of the histories, by name (:mod:`hisac_rec.serving.cache`); the events are
     the newest ones alone then. Empty: they are all there."""
     labels: Tensor
-    """[N] float32."""
+    """[N] float32 of the model's main task; nan where it does not apply to the candidate."""
+    tasks: dict[str, Tensor]
+    """Further task of the model -> [N] float32 labels, alike."""
     request_rows: Tensor
     """[R, 4] int64: user, request time, request number, events that the request may see (those
     beyond ``max_history`` too); for predictions and messages."""

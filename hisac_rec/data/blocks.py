@@ -11,14 +11,14 @@ Legend: E events, U users with a request, R requests, C candidates, H history ev
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from hisac_rec.data.contract import ORACLE_FIELD
+from hisac_rec.data.contract import ORACLE_FIELD, task_field
 
 Ints = NDArray[np.int64]
 PARTS_PER_UNIT = 1_000_000_000
@@ -52,6 +52,8 @@ class EventBlock:
     """A user's candidates of one split and equal group share a request; None: by count."""
     probability: NDArray[np.float32] | None = None
     """The true probability of label 1, where known."""
+    further: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    """Further task -> its labels; nan where it does not apply."""
 
 
 def split_by_fraction(user: NDArray[np.int32], train: float, valid: float) -> NDArray[np.int8]:
@@ -115,9 +117,9 @@ def without_training(block: EventBlock, cold: NDArray[np.bool_]) -> EventBlock:
         cold: [items] True where an item's training events are to go.
     """
     kept = ~(cold[block.item] & (block.split == 0))
-    columns = {field.name: getattr(block, field.name) for field in fields(block)}
+    columns = {one.name: getattr(block, one.name) for one in fields(block) if one.name != "further"}
     taken: dict[str, Any] = {n: None if of is None else of[kept] for n, of in columns.items()}
-    return EventBlock(**taken)
+    return EventBlock(**taken, further={k: v[kept] for k, v in block.further.items()})
 
 
 def visible_history(block: EventBlock) -> Ints:
@@ -163,6 +165,7 @@ class SplitRows:
     candidate_item: NDArray[np.int32]  # [C]
     label: NDArray[np.float32]  # [C]
     probability: NDArray[np.float32] | None  # [C]
+    further: dict[str, NDArray[np.float32]] = field(default_factory=dict)  # task -> [C]
 
     def table(self, user_features: dict[str, NDArray[np.int32]]) -> pa.Table:
         """As an Arrow table of ``contract.split_schema``.
@@ -178,6 +181,9 @@ class SplitRows:
         }
         if self.probability is not None:
             parts[ORACLE_FIELD] = _lists(self.candidate_offsets, self.probability)
+        for task, labels in self.further.items():
+            known = pa.array(labels, mask=np.isnan(labels))
+            parts[task_field(task)] = _lists(self.candidate_offsets, known)
         requests = pa.StructArray.from_arrays(list(parts.values()), names=list(parts))
         return pa.table(
             {
@@ -238,6 +244,7 @@ def cut(block: EventBlock, split: int, rules: CutRules, visible: Ints) -> SplitR
         candidate_item=block.item[rows],
         label=block.label[rows],
         probability=None if block.probability is None else block.probability[rows],
+        further={task: labels[rows] for task, labels in block.further.items()},
     )
 
 
@@ -289,5 +296,5 @@ def _ragged_range(starts: Ints, lengths: Ints) -> Ints:
     return np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
 
 
-def _lists(offsets: Ints, values: NDArray[np.generic]) -> pa.ListArray:
+def _lists(offsets: Ints, values: NDArray[np.generic] | pa.Array) -> pa.ListArray:
     return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(values))

@@ -19,15 +19,17 @@ Legend: U users (rows), L history events of a user, R requests of a user, N cand
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import ValidationError
+from pydantic import SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from hisac_rec.config import Strict
+from hisac_rec.data.definition import MAIN_TASK
 from hisac_rec.data.parquet import DAMAGED, READING
 from hisac_rec.errors import UserError
 
@@ -50,15 +52,31 @@ ORACLE_FIELD = "probabilities"
 each candidate, known for synthetic data alone. No model ever reads it."""
 
 
-def split_schema(user_features: list[str], *, oracle: bool = False) -> pa.Schema:
+def task_field(task: str) -> str:
+    """Field of a request with the labels of a further task: list<float32> [N], null where the
+    task does not apply to the candidate.
+    """
+    return f"labels_{task}"
+
+
+def split_schema(
+    user_features: list[str], *, oracle: bool = False, tasks: Sequence[str] = ()
+) -> pa.Schema:
     """Schema of the ``train|valid|test`` files: one row per user.
 
     ``history_*`` hold L events, oldest first; ``requests`` holds R requests ordered by
     time. A request's ``history_end`` <= L counts the events strictly before it.
+
+    Args:
+        user_features: names.
+        oracle: requests carry the true probability.
+        tasks: names of the further tasks; each is a field of a request.
     """
     request = REQUEST_TYPE
     if oracle:
         request = pa.struct([*request, pa.field(ORACLE_FIELD, pa.list_(pa.float32()))])
+    labels = [pa.field(task_field(task), pa.list_(pa.float32())) for task in tasks]
+    request = pa.struct([*request, *labels])
     return pa.schema(
         [
             ("user", pa.int32()),
@@ -102,6 +120,16 @@ class SplitCounts(Strict):
         return cls(users=0, events=0, requests=0, candidates=0, positives=0.0)
 
 
+class FurtherTask(Strict):
+    """A label beside the main one."""
+
+    name: str
+    labelled: dict[Split, int]
+    """Candidates that it applies to."""
+    positives: dict[Split, float]
+    """Sum of their labels."""
+
+
 class Manifest(Strict):
     """``manifest.json``: everything a model needs to know about the data to be built."""
 
@@ -124,11 +152,39 @@ class Manifest(Strict):
     """True where ``items.text`` exists."""
     has_oracle: bool
     """True where requests carry the true click probability."""
+    task: str = MAIN_TASK
+    """Name of the main task, whose labels are ``labels`` of a request."""
+    tasks: list[FurtherTask] = []
+    """The others: ``labels_<name>`` of a request."""
     splits: dict[Split, SplitCounts]
     definition: dict[str, object]
     """The data-set definition that made this, resolved."""
     fingerprint: str
     """Hex digest over the definition and the counts: which data a checkpoint was made on."""
+
+    @property
+    def task_names(self) -> list[str]:
+        """All tasks, the main one first."""
+        return [self.task, *(task.name for task in self.tasks)]
+
+    @property
+    def split_schema(self) -> pa.Schema:
+        """Schema of the files of a split; see :func:`split_schema`."""
+        users = [feature.name for feature in self.user_features]
+        return split_schema(users, oracle=self.has_oracle, tasks=self.task_names[1:])
+
+    @model_serializer(mode="wrap")
+    def _as_before_tasks(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Files of data sets without further tasks stay what earlier releases wrote and read.
+        written: dict[str, Any] = serialise(self)
+        if self.task_names == [MAIN_TASK]:
+            written = {k: v for k, v in written.items() if k not in ("task", "tasks")}
+        return written
+
+
+def label_field(task: str, manifest: Manifest) -> str:
+    """Field of a request that holds the labels of a task, the main one or another."""
+    return "labels" if task == manifest.task else task_field(task)
 
 
 class Stats(Strict):

@@ -7,6 +7,7 @@ examples. In every SQL text ``{raw}`` stands for the folder of raw files.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
@@ -16,6 +17,10 @@ from hisac_rec.semantic.config import SemanticIdConfig
 
 if TYPE_CHECKING:
     from hisac_rec.data.contract import Split
+
+MAIN_TASK = "label"
+"""Name of the main task where the definition gives none."""
+TASK_NAME = r"^[a-z][a-z0-9_]*$"
 
 
 class NamedTable(Strict):
@@ -109,6 +114,12 @@ class RequestsConfig(Strict):
     """SQL condition over the columns of ``source.events``: this event is a candidate."""
     label: str
     """SQL expression over the columns of ``source.events``: boolean, or a number in [0, 1]."""
+    task: str | None = Field(default=None, pattern=TASK_NAME)
+    """What ``label`` is about ("click"): the name of the main task. Unset: "label"."""
+    tasks: dict[str, str] | None = None
+    """Further tasks: name -> SQL expression like ``label``. NULL: the task does not apply to this
+    candidate, which then has no part in its loss and metrics (did a click that never was last?).
+    Models learn those that ``tasks.train`` of the model file names."""
     group: str = "event"
     """"event": requests are made of consecutive candidates, see ``group_events``; otherwise
     an SQL expression: a user's candidates of equal value (page view, session) are one
@@ -129,6 +140,21 @@ class RequestsConfig(Strict):
         """Consecutive candidates that share a request in this split."""
         own = {"train": self.train_group_events, "valid": self.valid_group_events}
         return own.get(split) or self.group_events
+
+    @model_validator(mode="after")
+    def _names_of_tasks(self) -> RequestsConfig:
+        for name in self.tasks or {}:
+            if not re.fullmatch(TASK_NAME, name):
+                raise ValueError(
+                    f"tasks.{name}: expected a name of lower-case letters, digits and '_' that "
+                    "starts with a letter"
+                )
+            if name == (self.task or MAIN_TASK):
+                raise ValueError(
+                    f"tasks.{name}: is the name of the main task (requests.task); every task "
+                    "needs a name of its own"
+                )
+        return self
 
     @model_validator(mode="after")
     def _one_way_of_grouping(self) -> RequestsConfig:

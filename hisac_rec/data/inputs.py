@@ -19,6 +19,7 @@ from pydantic import Field
 
 from hisac_rec.config import Strict
 from hisac_rec.data.contract import Manifest
+from hisac_rec.data.tasks import MAIN, Task
 from hisac_rec.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
@@ -78,6 +79,8 @@ class InputSpec:
     """Newest events of a request that are sent one by one all the same."""
     pool_min_rows: int = 1
     """Tables of fewer rows are read row by row whatever ``grouping`` says."""
+    tasks: tuple[Task, ...] = (MAIN,)
+    """What is learned, the model's main task first."""
 
     def of_side(self, side: Side) -> tuple[Lookup, ...]:
         """The lookups of one side, in order."""
@@ -109,6 +112,7 @@ def build_input_spec(
     grouping: Grouping | None = None,
     singles: int = 0,
     pool_min_rows: int = 1,
+    tasks: tuple[Task, ...] = (MAIN,),
 ) -> InputSpec:
     """Resolve what the model file asks for against what the data set has.
 
@@ -122,6 +126,7 @@ def build_input_spec(
         grouping: how events are summed where their rows are; None: they are not.
         singles: newest events that are looked up one by one all the same.
         pool_min_rows: tables of fewer rows are read row by row.
+        tasks: what is learned.
 
     Raises:
         UserError: a feature does not exist or semantic ids are asked for and absent.
@@ -153,6 +158,7 @@ def build_input_spec(
         grouping=grouping,
         singles=singles,
         pool_min_rows=pool_min_rows,
+        tasks=tasks,
     )
 
 

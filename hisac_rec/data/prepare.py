@@ -21,13 +21,14 @@ from hisac_rec.config import Strict
 from hisac_rec.data.blocks import draw_cold_items
 from hisac_rec.data.contract import (
     CONTRACT_VERSION,
+    FurtherTask,
     Manifest,
     PreparedData,
     Split,
     SplitCounts,
     items_schema,
 )
-from hisac_rec.data.definition import DatasetDefinition
+from hisac_rec.data.definition import MAIN_TASK, DatasetDefinition
 from hisac_rec.data.parquet import WRITING
 from hisac_rec.data.rawchecks import require_files
 from hisac_rec.data.source import Catalogue, Source
@@ -94,9 +95,9 @@ def prepare(
                 RawLog(definition, raw, work, origin, memory_limit, threads)
             )
         cold = draw_cold_items(source.items, definition.split.cold_items or 0.0)
-        counts, tally = write_splits(source, work, cold, origin)
+        counts, tally, tasks = write_splits(source, work, cold, origin)
         catalogue = source.catalogue(tally.seen)
-        manifest = _manifest(definition, source, catalogue, counts)
+        manifest = _manifest(definition, source, catalogue, counts, tasks)
         stats = tally.stats(counts["train"], catalogue.values_mean)
         root = work.building
         work.once(
@@ -118,6 +119,7 @@ def _manifest(
     source: Source,
     catalogue: Catalogue,
     counts: dict[Split, SplitCounts],
+    tasks: list[FurtherTask],
 ) -> Manifest:
     resolved = definition.model_dump(mode="json", exclude_none=True)
     shaping = {k: v for k, v in resolved.items() if k not in ("description", "semantic_ids")}
@@ -128,6 +130,8 @@ def _manifest(
         "splits": {split: count.model_dump() for split, count in counts.items()},
         "features": [f.model_dump() for f in (*source.user_features, *catalogue.features)],
     }
+    if tasks:
+        facts["tasks"] = [task.model_dump() for task in tasks]
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     return Manifest(
         contract_version=CONTRACT_VERSION,
@@ -141,6 +145,8 @@ def _manifest(
         content_dim=catalogue.content_dim,
         has_text=catalogue.has_text,
         has_oracle=source.has_oracle,
+        task=(definition.requests.task if definition.requests else None) or MAIN_TASK,
+        tasks=tasks,
         splits=counts,
         definition=resolved,
         fingerprint=digest[:32],

@@ -5,9 +5,10 @@ Every function raises :class:`UserError` that names the definition's file and ke
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from hisac_rec.data.contract import SPLITS
+from hisac_rec.data.contract import SPLITS, task_field
 from hisac_rec.data.definition import DatasetDefinition, SourceConfig
 from hisac_rec.data.sql import INTEGER_TYPES, Engine, identifier, text
 from hisac_rec.errors import UserError, did_you_mean
@@ -90,7 +91,9 @@ def check_expressions(engine: Engine, definition: DatasetDefinition, events: str
     requests = definition.requests
     assert requests is not None
     conditions = {"history.where": definition.history.where, "requests.where": requests.where}
-    others = {"requests.label": requests.label}
+    labels = {"requests.label": requests.label}
+    labels |= {f"requests.tasks.{name}": sql for name, sql in (requests.tasks or {}).items()}
+    others = dict(labels)
     if requests.group != "event":
         others["requests.group"] = requests.group
     if definition.split.column is not None:
@@ -101,7 +104,7 @@ def check_expressions(engine: Engine, definition: DatasetDefinition, events: str
         if key in conditions and kind != "BOOLEAN":
             raise engine.wrong(key, f"is {kind}, expected a condition (BOOLEAN)")
         is_number = kind.partition("(")[0] in INTEGER_TYPES | {"FLOAT", "DOUBLE", "DECIMAL"}
-        if key == "requests.label" and not is_number and kind != "BOOLEAN":
+        if key in labels and not is_number and kind != "BOOLEAN":
             raise engine.wrong(key, f"is {kind}, expected BOOLEAN or a number in [0, 1]")
     if definition.split.column is not None:
         _check_split(engine, definition.split.column, events)
@@ -141,12 +144,24 @@ def split_columns(definition: DatasetDefinition) -> tuple[str, str]:
     )
 
 
-def check_labels(engine: Engine, events: str, users: str) -> None:
-    """Check that every candidate has a label in [0, 1].
+def check_labels(engine: Engine, events: str, users: str, tasks: Sequence[str] = ()) -> None:
+    """Check that every candidate has a label in [0, 1], of the further ``tasks`` in [0, 1] or none.
 
     Raises:
         UserError: says how many have not, and names a user.
     """
+    for task in tasks:
+        name = identifier(task_field(task))
+        count, user, label = engine.rows(f"""
+            SELECT count(*), arg_min(u.value, u.id), arg_min({name}, u.id)
+            FROM {events} e JOIN {users} u ON u.id = e."user"
+            WHERE is_candidate AND NOT {name} BETWEEN 0 AND 1""")[0]
+        if count:
+            raise engine.wrong(
+                f"requests.tasks.{task}",
+                f"{count:,} candidates have a label outside [0, 1], for example one of user {user} "
+                f"({label}); NULL says that the task does not apply",
+            )
     count, user, label = engine.rows(f"""
         SELECT count(*), arg_min(u.value, u.id), arg_min(coalesce(label::VARCHAR, 'NULL'), u.id)
         FROM {events} e JOIN {users} u ON u.id = e."user"

@@ -14,7 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from hisac_rec.data.blocks import CutRules, EventBlock, split_by_fraction
-from hisac_rec.data.contract import Split
+from hisac_rec.data.contract import Split, task_field
 from hisac_rec.data.definition import DatasetDefinition
 from hisac_rec.data.features import (
     IN_ORDER,
@@ -80,6 +80,7 @@ class RawLog:
         assert source is not None
         assert requests is not None
         self.definition, self._source, self._requests = definition, source, requests
+        self.tasks = list(requests.tasks or {})
         self._raw = require_files(source, raw, origin)
         self._work = work
         self._engine = Engine(work, origin, memory_limit, threads)
@@ -116,11 +117,12 @@ class RawLog:
                 f'SELECT * FROM {EVENTS} WHERE "user" BETWEEN {low} AND {high} ORDER BY rowid'
             )
             columns = {name: table[name].to_numpy() for name in table.column_names}
+            further = {task: columns.pop(task_field(task)) for task in self.tasks}
             if self._requests.group == "event":
                 columns["group"] = None
             if self.definition.split.by != "column":
                 columns["split"] = self._splits(columns["user"], columns["time"])
-            yield EventBlock(**columns)
+            yield EventBlock(**columns, further=further)
 
     def negatives(self, blocks: Iterator[EventBlock]) -> NegativeSampler | None:
         """As ``[requests.negatives]`` says."""
@@ -189,7 +191,7 @@ class RawLog:
                 raise engine.wrong("features.min_count", f"no feature '{name}'{hint}")
         self._event_types(types)
         self._sort_events(types)
-        check_labels(engine, EVENTS, USERS)
+        check_labels(engine, EVENTS, USERS, self.tasks)
         self._count_and_encode_users(user_types)
         engine.run(f"DROP TABLE {RAW_EVENTS}", "clean up", "source.events")
 
@@ -288,6 +290,13 @@ class RawLog:
             is_whole = types[name] in SIGNED_TYPES
             key[name] = AS_NUMBER if is_whole else "value"
             raw[name] = f'"{name}"::{"BIGINT" if is_whole else "VARCHAR"}'
+        of_tasks = requests.tasks or {}
+        more = [identifier(task_field(task)) for task in of_tasks]
+        raw_more = "".join(
+            f", ({sql}\n)::FLOAT AS {name}"
+            for name, sql in zip(more, of_tasks.values(), strict=True)
+        )
+        masked = "".join(f", CASE WHEN is_candidate THEN {n} ELSE 0 END AS {n}" for n in more)
         self._engine.run(
             f"""
             CREATE TABLE {EVENTS} AS
@@ -296,19 +305,21 @@ class RawLog:
                     {self._type} AS type_name, {sequence} AS place,
                     coalesce(({self.definition.history.where}\n), false) AS is_history,
                     coalesce(({requests.where}\n), false) AS is_candidate,
-                    ({requests.label}\n)::FLOAT AS raw_label, {group} AS "group"{part}
+                    ({requests.label}\n)::FLOAT AS raw_label, {group} AS "group"{part}{raw_more}
                 FROM {RAW_EVENTS}
             )
             SELECT u.id AS "user", i.id AS item, time::BIGINT AS time,
                 greatest(coalesce(list_position([{names}], type_name), 1) - 1, 0)::TINYINT AS type,
                 is_history, is_candidate,
-                CASE WHEN is_candidate THEN raw_label ELSE 0 END AS label, "group"{split}
+                CASE WHEN is_candidate THEN raw_label ELSE 0 END AS label, "group"{split}{masked}
             FROM flagged JOIN {USERS} u ON u.{key["user"]} = raw_user
                 JOIN {ITEMS} i ON i.{key["item"]} = raw_item
             ORDER BY u.id, time, place, i.id, type, is_history, is_candidate, label, "group"{split}
+                {"".join(f", {name}" for name in more)}
             """,
             "sort events",
-            "history.where, requests.where, requests.label, requests.group or split.column",
+            "history.where, requests.where, requests.label, requests.tasks, requests.group or "
+            "split.column",
         )
 
     def _splits(self, user: NDArray[np.int32], time: NDArray[np.int64]) -> NDArray[np.int8]:

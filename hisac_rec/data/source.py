@@ -47,6 +47,8 @@ class Source(Protocol):
     """Names of the types of history events."""
     has_oracle: bool
     """True where blocks carry true probabilities."""
+    tasks: list[str]
+    """Names of the further tasks whose labels blocks carry."""
     user_features: list[Feature]
     """Features of users."""
     user_values: dict[str, NDArray[np.int32]]

@@ -59,6 +59,7 @@ class SyntheticSource:
 
     event_types = ["view", "like"]
     has_oracle = True
+    tasks: list[str] = []
 
     def __init__(self, config: SyntheticConfig) -> None:
         self.config = config

@@ -5,7 +5,7 @@ Legend: U users, R requests, L stored history events, N candidates (all of the u
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from hisac_rec.data.contract import ORACLE_FIELD, Manifest, PreparedData, Split, split_schema
+from hisac_rec.data.contract import ORACLE_FIELD, Manifest, PreparedData, Split
 from hisac_rec.data.inputs import InputSpec
 from hisac_rec.data.jagged import Ints, offsets_of, take_ranges
 from hisac_rec.data.parquet import DAMAGED
+from hisac_rec.data.tasks import Task
 from hisac_rec.data.validate import check_schema, damaged, open_parquet
 from hisac_rec.errors import UserError
 
@@ -66,6 +67,8 @@ class RequestTable:
     candidate_item: NDArray[np.int32]
     candidate_label: NDArray[np.float32]
     candidate_oracle: NDArray[np.float32]
+    candidate_tasks: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    """Further task of the model -> [N] labels; nan where it does not apply."""
 
     @property
     def num_requests(self) -> int:
@@ -111,6 +114,7 @@ class RequestTable:
             candidate_item=self.candidate_item[candidates],
             candidate_label=self.candidate_label[candidates],
             candidate_oracle=oracle[candidates] if len(oracle) else oracle,
+            candidate_tasks={k: v[candidates] for k, v in self.candidate_tasks.items()},
         )
 
 
@@ -139,9 +143,7 @@ def read_unit(unit: Unit, manifest: Manifest, spec: InputSpec) -> RequestTable:
     Raises:
         UserError: damaged file, wrong columns, or an id beyond its table.
     """
-    schema = split_schema(
-        [feature.name for feature in manifest.user_features], oracle=manifest.has_oracle
-    )
+    schema = manifest.split_schema
     file = open_parquet(unit.path)
     check_schema(unit.path, file.schema_arrow, schema)
     try:
@@ -191,6 +193,10 @@ def concat_tables(tables: list[RequestTable]) -> RequestTable:
         candidate_item=join("candidate_item"),
         candidate_label=join("candidate_label"),
         candidate_oracle=join("candidate_oracle"),
+        candidate_tasks={
+            name: np.concatenate([t.candidate_tasks[name] for t in tables])
+            for name in tables[0].candidate_tasks
+        },
     )
 
 
@@ -228,9 +234,16 @@ def _to_arrays(table: pa.Table, spec: InputSpec, first_number: int) -> RequestTa
         time=struct.field("time").to_numpy(),
         number=first_number + np.arange(len(user_row)),
         candidate_item=_flat(items).to_numpy(),
-        candidate_label=_flat(struct.field("labels")).to_numpy(),
+        candidate_label=_labels(struct, spec.tasks[0]),
         candidate_oracle=oracle,
+        candidate_tasks={task.name: _labels(struct, task) for task in spec.tasks[1:]},
     )
+
+
+def _labels(requests: pa.StructArray, task: Task) -> NDArray[np.float32]:
+    """[N] labels; nan where the task does not apply."""
+    labels: NDArray[np.float32] = _flat(requests.field(task.field)).to_numpy(zero_copy_only=False)
+    return labels
 
 
 def _check_ids(

@@ -23,7 +23,7 @@ from hisac_rec.data.blocks import (
     without_later_splits,
     without_training,
 )
-from hisac_rec.data.contract import SPLITS, Split, SplitCounts, split_schema
+from hisac_rec.data.contract import SPLITS, FurtherTask, Split, SplitCounts, split_schema
 from hisac_rec.data.source import Source
 from hisac_rec.data.work import WorkFolder
 from hisac_rec.data.writer import SplitWriter, TrainTally
@@ -36,7 +36,7 @@ SAVE_BLOCKS = 4
 
 def write_splits(
     source: Source, work: WorkFolder, cold: NDArray[np.bool_], origin: str
-) -> tuple[dict[Split, SplitCounts], TrainTally]:
+) -> tuple[dict[Split, SplitCounts], TrainTally, list[FurtherTask]]:
     """Write the part files of all splits, from where an earlier start stopped.
 
     Args:
@@ -46,10 +46,10 @@ def write_splits(
         origin: the definition's file, for messages.
 
     Raises:
-        UserError: a split has no request.
+        UserError: a split has no request, or no label of a further task.
     """
     names = [feature.name for feature in source.user_features]
-    schema = split_schema(names, oracle=source.has_oracle)
+    schema = split_schema(names, oracle=source.has_oracle, tasks=source.tasks)
     tally = TrainTally(source.items)
     writers = {split: SplitWriter(work.building / split, schema) for split in SPLITS}
     saved = work.root / "users.npz"
@@ -63,7 +63,21 @@ def write_splits(
                 f"{origin}: the {split} split is empty (no request); change [split], "
                 "requests.where or history.min_events"
             )
-    return counts, tally
+    return counts, tally, [_further_task(name, writers, origin) for name in source.tasks]
+
+
+def _further_task(name: str, writers: dict[Split, SplitWriter], origin: str) -> FurtherTask:
+    """What was written of a further task; it must apply to some candidate of every split."""
+    labelled = {split: writer.labelled[name] for split, writer in writers.items()}
+    empty = next((split for split, rows in labelled.items() if not rows), None)
+    if empty is not None:
+        raise UserError(
+            f"{origin}: key 'requests.tasks.{name}': is NULL for all candidates of the {empty} "
+            "split, so there is nothing to learn or measure; change the expression or leave the "
+            "task out"
+        )
+    positives = {split: writer.task_positives[name] for split, writer in writers.items()}
+    return FurtherTask(name=name, labelled=labelled, positives=positives)
 
 
 def cut_splits(

@@ -22,7 +22,7 @@ from hisac_rec.data.contract import (
     Manifest,
     PreparedData,
     items_schema,
-    split_schema,
+    task_field,
 )
 from hisac_rec.data.parquet import DAMAGED, READING
 from hisac_rec.errors import UserError, did_you_mean
@@ -179,8 +179,7 @@ def validate_prepared(root: Path) -> None:
     data = PreparedData(root)
     manifest = data.manifest
     _check_items(root / "items.parquet", manifest)
-    names = [feature.name for feature in manifest.user_features]
-    expected = split_schema(names, oracle=manifest.has_oracle)
+    expected = manifest.split_schema
     files = [(split, path) for split in SPLITS for path in data.split_files(split)]
     with progress("check", total=len(files), unit="files") as advance:
         for _, path in files:
@@ -277,6 +276,22 @@ def _check_requests(
         candidate_row,
         ~((labels >= 0) & (labels <= 1)),
         lambda c: f"label {labels[c]} is outside [0, 1]",
+    )
+    for task in manifest.tasks:
+        _check_task(path, struct.field(task_field(task.name)), task.name, candidate_row, items)
+
+
+def _check_task(path: Path, column: pa.Array, task: str, rows: Ints, items: Ints) -> None:
+    """Labels of a further task: one a candidate, in [0, 1] or null."""
+    flat = column.flatten()
+    if len(flat) != len(items):
+        raise UserError(f"{path}: a request's items and {task_field(task)} differ in number")
+    labels, known = _flat(flat), _flat(flat.is_valid())
+    _complain(
+        path,
+        rows,
+        known & ~((labels >= 0) & (labels <= 1)),
+        lambda c: f"label {labels[c]} of task '{task}' is outside [0, 1]",
     )
 
 

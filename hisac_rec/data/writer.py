@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -41,6 +42,8 @@ class SplitWriter:
         self._files = self._users = 0
         self.users = self.events = self.requests = self.candidates = 0
         self.positives = 0.0
+        self.labelled: Counter[str] = Counter()
+        self.task_positives: dict[str, float] = defaultdict(float)
 
     def __enter__(self) -> SplitWriter:
         return self
@@ -73,6 +76,9 @@ class SplitWriter:
         self.requests += len(rows.history_end)
         self.candidates += len(rows.label)
         self.positives += float(rows.label.sum(dtype=np.float64))
+        for task, labels in rows.further.items():
+            self.labelled[task] += int(np.count_nonzero(~np.isnan(labels)))
+            self.task_positives[task] += float(np.nansum(labels, dtype=np.float64))
 
     @property
     def counts(self) -> SplitCounts:
@@ -92,7 +98,8 @@ class SplitWriter:
             Counts of files and rows, for :meth:`go_on_from`.
         """
         self._close()
-        return {"files": self._files, **self.counts.model_dump()}
+        tasks = {"labelled": dict(self.labelled), "task_positives": dict(self.task_positives)}
+        return {"files": self._files, **self.counts.model_dump(), **tasks}
 
     def go_on_from(self, saved: dict[str, Any] | None) -> None:
         """Count on from what :meth:`close_file` gave; remove part files that were begun since.
@@ -105,6 +112,8 @@ class SplitWriter:
         self.users, self.events = saved["users"], saved["events"]
         self.requests, self.candidates = saved["requests"], saved["candidates"]
         self.positives = saved["positives"]
+        self.labelled = Counter(saved.get("labelled", {}))
+        self.task_positives = defaultdict(float, saved.get("task_positives", {}))
         for path in sorted(self._folder.glob("part-*.parquet"))[self._files :]:
             path.unlink()
 

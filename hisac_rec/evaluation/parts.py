@@ -30,11 +30,21 @@ PREDICTION_SCHEMA = pa.schema(
 ORACLE_COLUMN = pa.field("probability", pa.float32())
 """Optional ninth column: the true click probability, for synthetic data alone."""
 
+
+def task_columns(task: str) -> tuple[str, str]:
+    """Columns of a further task of the model: labels, logits; both float32."""
+    return f"label_{task}", f"logit_{task}"
+
+
 PathsLike = str | Path | Sequence[str | Path]
 """A Parquet file, a folder of parts, or a list of either."""
 
 PART_NAME = re.compile(r"part-(\d{5})-of-(\d{5})\.parquet")
 RUN_KEY, FINGERPRINT_KEY = b"hisac_rec.run", b"hisac_rec.fingerprint"
+TASKS_KEY = b"hisac_rec.tasks"
+"""Names of the tasks, comma-separated, that of ``label`` and ``logit`` first; absent where they
+are the data set's main task and there is no other. A label may be null only where it is there:
+the task does not apply to the candidate."""
 _SCORE_TOLERANCE = 1e-3
 
 
@@ -102,9 +112,23 @@ def read_part(path: Path) -> pa.Table:
     return table
 
 
+def tasks_of(schema: pa.Schema) -> tuple[str, ...]:
+    """Names of the tasks in a file, its main one first; none where it does not say."""
+    text = (schema.metadata or {}).get(TASKS_KEY, b"").decode()
+    return tuple(text.split(",")) if text else ()
+
+
+def schema_with(tasks: Sequence[str], *, oracle: bool) -> pa.Schema:
+    """Schema of predictions of these ``tasks`` (none: the data set's main one)."""
+    schema = PREDICTION_SCHEMA.append(ORACLE_COLUMN) if oracle else PREDICTION_SCHEMA
+    for task in tasks[1:]:
+        for name in task_columns(task):
+            schema = schema.append(pa.field(name, pa.float32()))
+    return schema
+
+
 def _expected(schema: pa.Schema) -> pa.Schema:
-    oracle = ORACLE_COLUMN.name in schema.names
-    return PREDICTION_SCHEMA.append(ORACLE_COLUMN) if oracle else PREDICTION_SCHEMA
+    return schema_with(tasks_of(schema), oracle=ORACLE_COLUMN.name in schema.names)
 
 
 def _check_schema(path: Path, schema: pa.Schema) -> None:
@@ -124,16 +148,21 @@ def _check_schema(path: Path, schema: pa.Schema) -> None:
 
 def _check_values(path: Path, table: pa.Table) -> None:
     """Refuse the first row whose values cannot be right. O(n)."""
+    further = [task_columns(task) for task in tasks_of(table.schema)[1:]]
+    may_be_null = {"label", *(label for label, _ in further)} if tasks_of(table.schema) else set()
     for name in table.column_names:
-        if table[name].null_count:
+        if table[name].null_count and name not in may_be_null:
             row = int(np.flatnonzero(table[name].is_null().to_numpy())[0])
             raise UserError(f"{path}: row {row}: {name} is null; every candidate needs one")
     column = {name: table[name].to_numpy() for name in table.column_names}
-    label, logit, score = column["label"], column["logit"], column["score"]
+    for name in may_be_null:
+        column[name] = np.where(table[name].is_null().to_numpy(), 0, column[name])
+    labels, logits = [label for label, _ in further], [logit for _, logit in further]
+    logit, score = column["logit"], column["score"]
     rules = [
-        ("logit", ~np.isfinite(logit), "a finite number"),
+        *((of, ~np.isfinite(column[of]), "a finite number") for of in ("logit", *logits)),
         ("score", ~((score >= 0) & (score <= 1)), "a number from 0 to 1"),
-        ("label", (label != 0) & (label != 1), "0 or 1"),
+        *((of, (column[of] != 0) & (column[of] != 1), "0 or 1") for of in ("label", *labels)),
         ("history_length", column["history_length"] < 0, "0 or more"),
     ]
     if ORACLE_COLUMN.name in column:
@@ -164,7 +193,11 @@ def _refuse(
 
 def check_one_run(files: list[Path], tables: list[pa.Table]) -> None:
     """Refuse parts of different runs, and a request that two parts hold."""
-    for key, what in ((RUN_KEY, "runs"), (FINGERPRINT_KEY, "prepared data sets")):
+    for key, what in (
+        (RUN_KEY, "runs"),
+        (FINGERPRINT_KEY, "prepared data sets"),
+        (TASKS_KEY, "tasks"),
+    ):
         values = [(table.schema.metadata or {}).get(key, b"") for table in tables]
         for path, value in zip(files, values, strict=True):
             if value != values[0]:

@@ -6,6 +6,7 @@ folder never holds half a part. Legend: n rows (candidates over all requests).
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -17,20 +18,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hisac_rec.data.parquet import WRITING
-from hisac_rec.errors import UserError
+from hisac_rec.errors import UserError, did_you_mean
 from hisac_rec.evaluation.parts import (
     FINGERPRINT_KEY,
     ORACLE_COLUMN,
     PART_NAME,
     PREDICTION_SCHEMA,
     RUN_KEY,
+    TASKS_KEY,
     WHERE,
     PathsLike,
     check_one_run,
     find_parts,
     read_part,
+    schema_with,
     shown,
     sigmoid,
+    task_columns,
+    tasks_of,
 )
 
 __all__ = [
@@ -40,6 +45,7 @@ __all__ = [
     "PredictionWriter",
     "Predictions",
     "check_same_rows",
+    "predicted_tasks",
     "read_predictions",
     "sigmoid",
 ]
@@ -67,6 +73,8 @@ class Predictions:
     probability: npt.NDArray[np.float32] | None = None
     fingerprint: str = ""
     """Fingerprint of the prepared data that was predicted; empty: not recorded."""
+    task: str = ""
+    """Whose labels and logits they are; empty: the main one of the data set."""
 
     def __len__(self) -> int:
         return len(self.user)
@@ -86,6 +94,8 @@ class PredictionWriter:
         fingerprint: ``Manifest.fingerprint`` of the data, kept in the file.
         run: any text that differs between runs (checkpoint and step); parts of different
             runs are refused when read together.
+        tasks: names of the model's tasks, that of ``label`` and ``logit`` first; none: it is
+            the data set's main one, and the only one.
 
     Example::
 
@@ -104,6 +114,7 @@ class PredictionWriter:
         oracle: bool = False,
         fingerprint: str = "",
         run: str = "",
+        tasks: Sequence[str] = (),
     ) -> None:
         if not 0 <= rank < world_size:
             raise ValueError(f"rank {rank} is not in 0..{world_size - 1}")
@@ -111,10 +122,11 @@ class PredictionWriter:
         self.rows = 0
         self._temporary = self.path.with_name(f".{self.path.name}.tmp")
         self._rank, self._world_size, self._oracle = rank, world_size, oracle
-        schema = PREDICTION_SCHEMA.append(ORACLE_COLUMN) if oracle else PREDICTION_SCHEMA
-        self._schema = schema.with_metadata(
-            {RUN_KEY: run.encode(), FINGERPRINT_KEY: fingerprint.encode()}
-        )
+        metadata = {RUN_KEY: run.encode(), FINGERPRINT_KEY: fingerprint.encode()}
+        if tasks:
+            metadata[TASKS_KEY] = ",".join(tasks).encode()
+        self._schema = schema_with(tasks, oracle=oracle).with_metadata(metadata)
+        self._tasks = tuple(tasks)
         self._buffer: list[pa.Table] = []
         self._buffered = 0
 
@@ -154,8 +166,20 @@ class PredictionWriter:
         history_length: npt.ArrayLike,
         request: npt.ArrayLike,
         probability: npt.ArrayLike | None = None,
+        further: Mapping[str, tuple[npt.ArrayLike, npt.ArrayLike]] | None = None,
     ) -> None:
         """Add candidates, [n] each; arrays or CPU tensors. The score is computed here.
+
+        Args:
+            user: dense id.
+            time: of the request.
+            item: dense id.
+            label: of the main task; nan where it does not apply.
+            logit: of the main task.
+            history_length: events that the request could see.
+            request: its number.
+            probability: the true one.
+            further: task -> its labels and logits.
 
         Raises:
             UserError: a logit is not finite; names request, user and item.
@@ -174,6 +198,12 @@ class PredictionWriter:
         }
         if probability is not None:
             columns["probability"] = probability
+        logits, may_be_null = ["logit"], ["label"] if self._tasks else []
+        for task in self._tasks[1:]:
+            names = task_columns(task)
+            columns |= dict(zip(names, (further or {})[task], strict=True))
+            may_be_null.append(names[0])
+            logits.append(names[1])
         arrays = {
             name: np.asarray(values).astype(self._schema.field(name).type.to_pandas_dtype())
             for name, values in columns.items()
@@ -181,16 +211,21 @@ class PredictionWriter:
         if len({array.shape for array in arrays.values()}) != 1:
             shapes = {name: array.shape for name, array in arrays.items()}
             raise ValueError(f"columns of different shapes: {shapes}")
-        bad = np.flatnonzero(~np.isfinite(arrays["logit"]))
-        if bad.size:
-            where = ", ".join(f"{name} {arrays[name][bad[0]]}" for name in WHERE)
-            raise UserError(
-                f"{self.path}: the model predicted {arrays['logit'][bad[0]]} for {where} "
-                f"({bad.size} of {len(arrays['logit'])} rows of this batch); the training has "
-                "diverged: lower the learning rate or take an earlier checkpoint"
-            )
+        for name in logits:
+            bad = np.flatnonzero(~np.isfinite(arrays[name]))
+            if bad.size:
+                where = ", ".join(f"{key} {arrays[key][bad[0]]}" for key in WHERE)
+                raise UserError(
+                    f"{self.path}: the model predicted {arrays[name][bad[0]]} for {where} "
+                    f"({bad.size} of {len(arrays[name])} rows of this batch); the training has "
+                    "diverged: lower the learning rate or take an earlier checkpoint"
+                )
         arrays["score"] = sigmoid(arrays["logit"]).astype(np.float32)
-        self._buffer.append(pa.table(arrays, schema=self._schema))
+        filled = {
+            name: pa.array(values, mask=np.isnan(values) if name in may_be_null else None)
+            for name, values in arrays.items()
+        }
+        self._buffer.append(pa.table(filled, schema=self._schema))
         self._buffered += len(arrays["user"])
         self.rows += len(arrays["user"])
         if self._buffered >= ROWS_PER_GROUP:
@@ -202,11 +237,20 @@ class PredictionWriter:
         self._buffer, self._buffered = [], 0
 
 
-def read_predictions(paths: PathsLike) -> Predictions:
+def predicted_tasks(paths: PathsLike) -> tuple[str, ...]:
+    """Names of the tasks of which there are predictions, the model's main one first; none where
+    they are of the data set's main task alone.
+    """
+    return tasks_of(pq.read_schema(find_parts(paths)[0]))
+
+
+def read_predictions(paths: PathsLike, task: str | None = None) -> Predictions:
     """Read and check predictions. O(n log n) time, about 44 bytes of memory a row.
 
     Args:
         paths: a Parquet file, a folder of parts, or a list of either.
+        task: whose labels and logits; None: those of the model's main task. Rows of candidates
+            that the task does not apply to are left out.
 
     Raises:
         UserError: nothing there, a part missing or of another run, a damaged file, a
@@ -216,17 +260,47 @@ def read_predictions(paths: PathsLike) -> Predictions:
     files = find_parts(paths)
     tables = [read_part(path) for path in files]
     check_one_run(files, tables)
-    oracle = all(ORACLE_COLUMN.name in table.column_names for table in tables)
+    schema = tables[0].schema
+    own, further = _names_of(task, schema, shown(files))
+    oracle = all(ORACLE_COLUMN.name in table.column_names for table in tables) and not further
     names = [*PREDICTION_SCHEMA.names, *([ORACLE_COLUMN.name] if oracle else [])]
-    columns = {name: np.concatenate([table[name].to_numpy() for table in tables]) for name in names}
+    stored = dict(zip(("label", "logit"), task_columns(own), strict=True)) if further else {}
+    columns = {
+        name: np.concatenate([table[stored.get(name, name)].to_numpy() for table in tables])
+        for name in names
+    }
+    if further:
+        columns["score"] = sigmoid(columns["logit"]).astype(np.float32)
+    known = ~np.isnan(columns["label"])
+    if not known.all():
+        columns = {name: column[known] for name, column in columns.items()}
+        if not len(columns["user"]):
+            raise UserError(f"{shown(files)}: task '{own}' applies to no candidate of the split")
     if len(columns["user"]) == 0:
         raise UserError(f"{shown(files)}: no prediction at all; is the split empty?")
     order = np.lexsort([columns[name] for name in ("request", "label", "item", "time", "user")])
-    metadata = tables[0].schema.metadata or {}
+    metadata = schema.metadata or {}
     return Predictions(
         **{name: column[order] for name, column in columns.items()},
         fingerprint=metadata.get(FINGERPRINT_KEY, b"").decode(),
+        task=own,
     )
+
+
+def _names_of(task: str | None, schema: pa.Schema, where: str) -> tuple[str, bool]:
+    """(the task's name, empty for the data set's main one; whether it is not the main one of
+    the file).
+    """
+    there = tasks_of(schema)
+    if task is None or not there:
+        # A file of one task does not always say its name: whoever asks for one has looked.
+        return (there[0] if there else ""), False
+    if task not in there:
+        raise UserError(
+            f"{where}: no predictions of task '{task}'{did_you_mean(task, there)}; the model has "
+            f"learned: {', '.join(there)}"
+        )
+    return task, task != there[0]
 
 
 def check_same_rows(first: Predictions, second: Predictions, names: tuple[str, str]) -> None:

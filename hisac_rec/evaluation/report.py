@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hisac_rec.data.contract import PreparedData
+from hisac_rec.data.definition import MAIN_TASK
 from hisac_rec.errors import UserError, did_you_mean
 from hisac_rec.evaluation.bootstrap import (
     CONFIDENCE,
@@ -26,9 +27,13 @@ from hisac_rec.evaluation.parts import PathsLike, sigmoid
 from hisac_rec.evaluation.predictions import (
     Predictions,
     check_same_rows,
+    predicted_tasks,
     read_predictions,
 )
 from hisac_rec.evaluation.results import (
+    ITEM_AND_USER_MEAN,
+    ITEM_MEAN,
+    ORACLE,
     Estimate,
     Kind,
     PredictorReport,
@@ -41,10 +46,14 @@ from hisac_rec.evaluation.trivial import clip_probability, fit_means
 
 log = logging.getLogger(__name__)
 
-__all__ = ["Report", "distance_closed", "evaluate_predictions"]
-
-ITEM_MEAN, ITEM_AND_USER_MEAN, ORACLE = "item mean", "item + user mean", "oracle"
-"""Names of the predictors that every report adds."""
+__all__ = [
+    "ITEM_AND_USER_MEAN",
+    "ITEM_MEAN",
+    "ORACLE",
+    "Report",
+    "distance_closed",
+    "evaluate_predictions",
+]
 
 
 @dataclass(frozen=True)
@@ -67,6 +76,7 @@ def evaluate_predictions(
     draws: int = 200,
     seed: int = 0,
     history_quantiles: int | None = None,
+    task: str | None = None,
 ) -> Report:
     """Evaluate a model beside the trivial predictors, the oracle and any other model.
 
@@ -81,33 +91,40 @@ def evaluate_predictions(
         draws: bootstrap draws over users; 0 leaves the intervals out.
         seed: of the draws.
         history_quantiles: history-length buckets of equal row count, instead of fixed ones.
+        task: what is evaluated, of all predictors alike; None: the model's main task.
 
     Returns:
         The report; nothing is written (``report.save`` does that).
 
     Raises:
         UserError: bad predictions, predictions of other rows or other data, two predictors
-            of one name, or an unknown baseline.
+            of one name, an unknown baseline, or a task that a model has not learned.
 
     Costs O(P n log n + B P n) time, and about 44 + 40 P bytes of memory a row.
     """
     others = dict(baseline_predictions or {})
     names = [name, *others, ITEM_MEAN, ITEM_AND_USER_MEAN]
     _check_names(names, baseline)
-    rows = _read(predictions, data)
+    task = task or next(iter(predicted_tasks(predictions)), data.manifest.task)
+    rows = _read(predictions, data, task)
     scored = [_model(name, rows)]
     for other, paths in others.items():
-        table = _read(paths, data)
+        table = _read(paths, data, task)
         check_same_rows(rows, table, (name, other))
         scored.append(_model(other, table))
-    scored += _trivial(rows, data)
+    scored += _trivial(rows, data, task)
     if rows.probability is not None:
         true = rows.probability.astype(np.float64)
         scored.append(_Scored(ORACLE, "oracle", true, true))
     reference = baseline or (next(iter(others)) if others else ITEM_AND_USER_MEAN)
     if reference not in {predictor.name for predictor in scored}:  # "oracle" without one
         raise UserError(f"baseline '{reference}': the predictions hold no true probability")
-    return _report(rows, data, scored, reference, draws, seed, history_quantiles)
+    found = _report(rows, data, scored, reference, draws, seed, history_quantiles)
+    return (
+        found
+        if data.manifest.task_names == [MAIN_TASK]
+        else found.model_copy(update={"task": task})
+    )
 
 
 def distance_closed(
@@ -132,8 +149,14 @@ def _check_names(names: list[str], baseline: str | None) -> None:
         raise UserError(f"baseline '{baseline}' is no predictor{did_you_mean(baseline, names)}")
 
 
-def _read(paths: PathsLike, data: PreparedData) -> Predictions:
-    rows = read_predictions(paths)
+def _read(paths: PathsLike, data: PreparedData, task: str) -> Predictions:
+    there = predicted_tasks(paths) or (data.manifest.task,)
+    if task not in there:
+        raise UserError(
+            f"{paths}: no predictions of task '{task}'{did_you_mean(task, there)}; that model has "
+            f"learned: {', '.join(there)}"
+        )
+    rows = read_predictions(paths, task)
     if rows.fingerprint and rows.fingerprint != data.manifest.fingerprint:
         raise UserError(
             f"{paths}: predictions of other data (fingerprint {rows.fingerprint[:12]}, "
@@ -148,10 +171,10 @@ def _model(name: str, rows: Predictions) -> _Scored:
     return _Scored(name, "model", rank=logit, probability=sigmoid(logit))
 
 
-def _trivial(rows: Predictions, data: PreparedData) -> list[_Scored]:
+def _trivial(rows: Predictions, data: PreparedData, task: str) -> list[_Scored]:
     check_ids("item", rows.item, data.manifest.items, data)
     check_ids("user", rows.user, data.manifest.users, data)
-    means = fit_means(data)
+    means = fit_means(data, task=task)
     item = means.item_mean(rows.item)
     both = means.item_and_user_mean(rows.item, rows.user)
     return [

@@ -12,6 +12,8 @@ from hisac_rec.config import Strict
 from hisac_rec.errors import UserError, did_you_mean
 
 REPORT_VERSION = 1
+ITEM_MEAN, ITEM_AND_USER_MEAN, ORACLE = "item mean", "item + user mean", "oracle"
+"""Names of the predictors that every report adds."""
 Kind = Literal["model", "trivial", "oracle"]
 
 
@@ -72,6 +74,8 @@ class Report(Strict):
     report_version: int = REPORT_VERSION
     data: str
     """Name of the data set."""
+    task: str = ""
+    """What was evaluated; empty where the data set has one label without a name."""
     fingerprint: str
     """Fingerprint of the prepared data."""
     rows: int
@@ -107,13 +111,19 @@ class Report(Strict):
         """One metric of one predictor, on all rows."""
         return self.predictor(name).metrics[metric].value
 
-    def save(self, folder: str | Path, split: str = "test") -> list[Path]:
-        """Write ``report-<split>.json`` and ``.md`` into a folder; returns both paths."""
+    def save(self, folder: str | Path, split: str = "test", task: str = "") -> list[Path]:
+        """Write ``report-<split>.json`` and ``.md`` into a folder; returns both paths.
+
+        Args:
+            folder: of the run.
+            split: what was evaluated.
+            task: where it is not the model's main one: ``report-<split>-<task>.json``.
+        """
         from hisac_rec.evaluation.table import markdown
 
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
-        json_name, markdown_name = report_names(split)
+        json_name, markdown_name = report_names(split, task)
         texts = {json_name: self.model_dump_json(indent=1), markdown_name: markdown(self)}
         for name, text in texts.items():
             temporary = target / f".{name}.tmp"
@@ -137,6 +147,7 @@ class Report(Strict):
             raise UserError(f"{file}: not a report of this release ({error})") from None
 
 
-def report_names(split: str) -> tuple[str, str]:
+def report_names(split: str, task: str = "") -> tuple[str, str]:
     """Names of a split's report in a run folder: JSON, Markdown."""
-    return f"report-{split}.json", f"report-{split}.md"
+    name = f"report-{split}-{task}" if task else f"report-{split}"
+    return f"{name}.json", f"{name}.md"

@@ -15,7 +15,13 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from hisac_rec.evaluation.results import Estimate, PredictorReport, Report, SliceValues
+from hisac_rec.evaluation.results import (
+    ITEM_AND_USER_MEAN,
+    Estimate,
+    PredictorReport,
+    Report,
+    SliceValues,
+)
 
 TITLES = {
     "auc": "AUC",
@@ -66,10 +72,40 @@ def print_report(report: Report, console: Console | None = None, *, slices: bool
         target.print()
 
 
+def print_tasks(reports: Sequence[Report], console: Console | None = None) -> None:
+    """Print one table with a row for each of a model's tasks, the main one first."""
+    target = console or Console()
+    target.print(rich_table(_task_cells(reports)))
+    target.print()
+
+
+def _task_cells(reports: Sequence[Report]) -> Cells:
+    metrics = ("auc", "gauc", "logloss", "calibration")
+    rows = []
+    for report in reports:
+        model, floor = report.predictors[0], report.predictor(ITEM_AND_USER_MEAN)
+        rows.append(
+            [
+                report.task,
+                f"{report.rows:,}",
+                f"{report.positive_rate:.4f}",
+                *(_number(model.metrics[metric].value) for metric in metrics),
+                _number(floor.metrics["auc"].value),
+            ]
+        )
+    return Cells(
+        title=f"{reports[0].data}: '{reports[0].predictors[0].name}' by task",
+        header=["task", "candidates", "positive", *(TITLES[m] for m in metrics), "AUC of means"],
+        rows=rows,
+        caption="Candidates that a task does not apply to are left out. "
+        f"Last: '{ITEM_AND_USER_MEAN}' of the same task.",
+    )
+
+
 def markdown(report: Report) -> str:
     """The whole report as Markdown text."""
     head = (
-        f"# Evaluation on {report.data}\n\n"
+        f"# Evaluation on {_title(report)}\n\n"
         f"{report.rows:,} candidates in {report.requests:,} requests of {report.users:,} users; "
         f"positive rate {report.positive_rate:.4f}. GAUC leaves out {report.left_out_users:,} "
         f"users ({report.left_out_rows:,} candidates) whose labels are all equal. "
@@ -84,6 +120,10 @@ def markdown(report: Report) -> str:
     return "\n".join([head, *map(markdown_table, tables)])
 
 
+def _title(report: Report) -> str:
+    return f"{report.data}, {report.task}" if report.task else report.data
+
+
 def _is_main(predictor: PredictorReport, report: Report) -> bool:
     """What the terminal's slices compare: the models, the baseline and the oracle."""
     return predictor.kind != "trivial" or predictor.name == report.baseline
@@ -95,7 +135,7 @@ def _metric_cells(report: Report, metrics: Sequence[str]) -> Cells:
         for predictor in report.predictors
     ]
     return Cells(
-        title=f"{report.data}: {report.rows:,} candidates of {report.users:,} users",
+        title=f"{_title(report)}: {report.rows:,} candidates of {report.users:,} users",
         header=["predictor", *(TITLES[metric] for metric in metrics)],
         rows=rows,
         caption=(

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from hisac_rec.data.contract import PreparedData
+from hisac_rec.data.contract import PreparedData, label_field
 from hisac_rec.data.parquet import DAMAGED, READING
 from hisac_rec.errors import UserError
 from hisac_rec.evaluation.metrics import Floats
@@ -92,12 +92,13 @@ class MeanCounter:
         return Means(item=item, user=user, overall=overall)
 
 
-def fit_means(data: PreparedData, shrinkage: float = SHRINKAGE) -> Means:
+def fit_means(data: PreparedData, shrinkage: float = SHRINKAGE, task: str = "") -> Means:
     """Fit both predictors on the training split alone, streaming.
 
     Args:
         data: the prepared data set.
         shrinkage: pseudo-rows at the global mean.
+        task: whose labels; empty: the main one's. Candidates without the label do not count.
 
     Raises:
         UserError: the split is empty, a file is damaged, or an id is outside its table.
@@ -105,13 +106,14 @@ def fit_means(data: PreparedData, shrinkage: float = SHRINKAGE) -> Means:
     Costs O(rows) time and O(I + U) memory beside one batch of users.
     """
     manifest = data.manifest
+    field = label_field(task or manifest.task, manifest)
     counter = MeanCounter(items=manifest.items, users=manifest.users)
     files = data.split_files("train")
     total = manifest.splits["train"].users
     with progress("trivial predictors", total=total, unit="users") as advance:
         for path in files:
             for batch in _batches(path):
-                user, item, label = flatten_candidates(batch)
+                user, item, label = flatten_candidates(batch, field)
                 _check_range(path, "user", user, manifest.users)
                 _check_range(path, "item", item, manifest.items)
                 counter.add(user, item, label)
@@ -125,18 +127,24 @@ def clip_probability(value: npt.ArrayLike) -> Floats:
 
 
 def flatten_candidates(
-    batch: pa.RecordBatch,
+    batch: pa.RecordBatch, label_field: str = "labels"
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.float32]]:
-    """Users, items and labels of every candidate of some rows of a split, [n] each."""
+    """Users, items and labels of every candidate of some rows of a split, [n] each.
+
+    Args:
+        batch: with the columns ``user`` and ``requests``.
+        label_field: of a request; candidates whose label is null are left out.
+    """
     requests = batch.column("requests")
     struct = requests.flatten()
-    items, labels = pc.struct_field(struct, "items"), pc.struct_field(struct, "labels")
+    items, labels = pc.struct_field(struct, "items"), pc.struct_field(struct, label_field)
     owner = np.repeat(batch.column("user").to_numpy(), _lengths(requests))
-    return (
-        np.repeat(owner, _lengths(items)),
-        items.flatten().to_numpy(),
-        labels.flatten().to_numpy(),
-    )
+    user, item = np.repeat(owner, _lengths(items)), items.flatten().to_numpy()
+    label = labels.flatten()
+    if label.null_count:
+        known = label.is_valid().to_numpy(zero_copy_only=False)
+        user, item, label = user[known], item[known], label.drop_null()
+    return user, item, label.to_numpy()
 
 
 def _lengths(lists: pa.ListArray) -> npt.NDArray[np.int32]:

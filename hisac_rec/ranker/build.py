@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hisac_rec.data.contract import PreparedData
 from hisac_rec.data.inputs import InputSpec, build_input_spec
+from hisac_rec.data.tasks import resolve_tasks
 from hisac_rec.errors import UserError
 from hisac_rec.methods.base import MethodShape, find_method
 from hisac_rec.ranker.config import ModelConfig
@@ -79,6 +80,7 @@ def ranker_schema(
         grouping=grouping,
         singles=max(config.ranker.recent, method.newest(own)),
         pool_min_rows=config.tables.pool_min_rows,
+        tasks=resolve_tasks(config.tasks, data.manifest),
     )
     if grouping is not None and not spec.pooled():
         log.warning(
@@ -115,6 +117,7 @@ def build_ranker(
         frozen_vectors(spec, table_device) if spec.vector_sides else None,
         dense,
         config.train,
+        spec.tasks,
     )
 
 

@@ -11,6 +11,7 @@ from pydantic import Field
 from hisac_rec.config import Strict, apply_overrides, read_toml, validate
 from hisac_rec.data.inputs import InputConfig
 from hisac_rec.data.loader import LoaderConfig
+from hisac_rec.data.tasks import TaskConfig
 from hisac_rec.errors import UserError
 from hisac_rec.methods.base import find_method
 from hisac_rec.train.config import TrainConfig
@@ -40,7 +41,8 @@ class RankerConfig(Strict):
     dense_layers: list[int] = [32]
     """Hidden layers of the DenseArch over context features; its output has tables.dim."""
     over_layers: list[int] = [128, 64]
-    """Hidden layers of the OverArch; a final layer to one logit follows."""
+    """Hidden layers of the OverArch, of each task's where there are several; a final layer to one
+    logit follows."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
     """Dropout before every OverArch layer."""
     include_vectors: bool = True
@@ -65,6 +67,7 @@ class ModelConfig(Strict):
     history: dict[str, Any] = {"method": "hisac"}
     """``method`` and the keys of that method's own ``Config``."""
     ranker: RankerConfig = RankerConfig()
+    tasks: TaskConfig = TaskConfig()
     loader: LoaderConfig = LoaderConfig()
     train: TrainConfig = TrainConfig()
 

@@ -1,6 +1,6 @@
-"""Everything dense after the lookups: events, history method, interaction, logit.
+"""Everything dense after the lookups: events, history method, interaction, logits.
 
-Legend: R requests, T events, N candidates, B bags, F feature vectors, d width.
+Legend: R requests, T events, N candidates, B bags, F feature vectors, K tasks, d width.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torchrec.sparse.jagged_tensor import JaggedTensor
 
 from hisac_rec.data.batch import RequestBatch
 from hisac_rec.data.inputs import InputSpec, Side
+from hisac_rec.data.tasks import Task
 from hisac_rec.methods.base import Candidates, History, HistoryMethod, request_of_rows
 from hisac_rec.methods.recent import newest_events
 from hisac_rec.ranker.arches import DenseArch, InteractionArch, OverArch
@@ -62,7 +63,16 @@ class DenseRanker(nn.Module):
         vectors = 1 + len(self.user_lookups) + len(self.candidate_lookups)
         vectors += int(self.uses_history) * method.interests + int(self.recent > 0)
         self.interaction = InteractionArch(vectors, dim, config.include_vectors)
-        self.over = OverArch(self.interaction.out_dim, config.over_layers, config.dropout)
+        main, *further = spec.tasks
+        # The main task's tower is called what it is called where it is the only one.
+        self.over = self._tower(main, config)
+        self.further = tuple(f"over_{task.name}" for task in further)
+        for name, task in zip(self.further, further, strict=True):
+            self.add_module(name, self._tower(task, config))
+
+    def _tower(self, task: Task, config: RankerConfig) -> OverArch:
+        layers = config.over_layers if task.over_layers is None else list(task.over_layers)
+        return OverArch(self.interaction.out_dim, layers, config.dropout)
 
     def compile_arches(self) -> None:
         """Compile in place what has one shape for all methods; names of parameters stay.
@@ -70,7 +80,12 @@ class DenseRanker(nn.Module):
         The number of candidates is left open, so that a batch of another size compiles nothing.
         """
         self.interaction.compile(dynamic=True)
-        self.over.compile(dynamic=True)
+        for tower in self.towers():
+            tower.compile(dynamic=True)
+
+    def towers(self) -> list[OverArch]:
+        """The over arch of each task, the main one's first."""
+        return [self.over, *(self.get_submodule(name) for name in self.further)]  # type: ignore[list-item]
 
     def forward(
         self,
@@ -79,7 +94,9 @@ class DenseRanker(nn.Module):
         bags: dict[str, Tensor],
         vectors: dict[str, JaggedTensor] | None,
     ) -> tuple[Tensor, Tensor | None]:
-        """[N] logits, and the method's [N] auxiliary logits where it trains with some.
+        """Logits, and the method's [N] auxiliary logits where it trains with some.
+
+        Logits are [N] of one task, [N, K] of several, the main one first.
 
         Args:
             batch: the batch without its ids.
@@ -120,7 +137,7 @@ class DenseRanker(nn.Module):
         per_candidate: list[Tensor],
         candidates: Candidates,
     ) -> Tensor:
-        """[N] logits: all that is done once histories are compressed.
+        """Logits of :meth:`forward`: all that is done once histories are compressed.
 
         Args:
             lengths: [R] of the histories.
@@ -139,7 +156,11 @@ class DenseRanker(nn.Module):
         with record_function("interaction and over arch"):
             shared = torch.stack(per_request, dim=1)[candidates.request]
             features = torch.cat([shared, torch.stack(per_candidate, dim=1)], dim=1)
-            logits: Tensor = self.over(self.interaction(features))
+            crossed = self.interaction(features)
+            logits: Tensor = self.over(crossed)
+            if self.further:
+                others = [tower(crossed) for tower in self.towers()[1:]]
+                logits = torch.stack([logits, *others], dim=1)
         return logits.float()
 
     def hold(

@@ -3,11 +3,12 @@
 ``forward`` touches nothing but attributes of the batch before the sharded modules, so
 ``TrainPipelineSparseDist`` can start the lookups of the next batch during this one.
 
-Legend: R requests, N candidates.
+Legend: R requests, N candidates, K tasks.
 """
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection, Embedding
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedTensor
 
 from hisac_rec.data.batch import RequestBatch
+from hisac_rec.data.tasks import MAIN, Task
 from hisac_rec.ranker.dense import DenseRanker
 from hisac_rec.train.config import TrainConfig
 
@@ -30,6 +32,7 @@ class Ranker(nn.Module):
         vectors: the frozen collection, or None.
         dense: everything after the lookups.
         config: ``[train]`` of the model file: precision, accumulation.
+        tasks: what is learned, the main task first.
     """
 
     def __init__(
@@ -39,6 +42,7 @@ class Ranker(nn.Module):
         vectors: EmbeddingCollection | None,
         dense: DenseRanker,
         config: TrainConfig,
+        tasks: tuple[Task, ...] = (MAIN,),
     ) -> None:
         super().__init__()
         if tables is not None:
@@ -50,7 +54,7 @@ class Ranker(nn.Module):
         if vectors is not None:
             self.vectors = vectors
         self.has_vectors = vectors is not None
-        self.head = Head(dense, config)
+        self.head = Head(dense, config, tasks)
 
     def trained_collections(self) -> list[EmbeddingCollection | EmbeddingBagCollection]:
         """The collections whose rows are trained."""
@@ -66,7 +70,9 @@ class Ranker(nn.Module):
 
         The loss is the sum over candidates times ``loss_scale``; the first one has the
         method's auxiliary loss added and is this batch's share of the accumulated gradient,
-        the second has and is not.
+        the second has and is not. Of K > 1 tasks it is the weighted sum of theirs; what to look
+        at is then [1 + K], the loss and each task's own sum over the candidates that it applies
+        to, without weight and scale, beside logits [N, K].
         """
         rows = self.tables(batch.features) if self.has_tables else {}
         bags = self.bags(batch.bags) if self.has_bags else None
@@ -80,9 +86,12 @@ class Head(nn.Module):
     Set ``holds`` and it gives what a cache is to hold of the histories instead of logits.
     """
 
-    def __init__(self, dense: DenseRanker, config: TrainConfig) -> None:
+    def __init__(
+        self, dense: DenseRanker, config: TrainConfig, tasks: tuple[Task, ...] = (MAIN,)
+    ) -> None:
         super().__init__()
         self.dense = dense
+        self.tasks = tasks
         self.holds = False
         self.bf16 = config.precision == "bf16"
         self.accumulate = config.accumulate
@@ -103,13 +112,29 @@ class Head(nn.Module):
                     self.dense.hold(batch, rows, summed, vectors),
                 )
             logits, auxiliary = self.dense(batch, rows, summed, vectors)
-        loss = _cross_entropy(logits, batch)
+        loss, seen = self._loss(logits, batch)
         trained = loss
         if auxiliary is not None:
-            trained = loss + self.dense.method.auxiliary_weight * _cross_entropy(auxiliary, batch)
+            second = _cross_entropy(auxiliary, batch.labels, self.tasks[0]) * batch.loss_scale
+            trained = loss + self.dense.method.auxiliary_weight * second
         if not (batch.num_candidates and batch.num_events):
             trained = trained + self._touch_all(rows, summed)
-        return trained / self.accumulate, (loss.detach(), logits.detach())
+        return trained / self.accumulate, (seen.detach(), logits.detach())
+
+    def _loss(self, logits: Tensor, batch: RequestBatch) -> tuple[Tensor, Tensor]:
+        """What is to fall, and what is shown of it: see :meth:`Ranker.forward`."""
+        main, *further = self.tasks
+        if not further:
+            loss = main.weight * _cross_entropy(logits, batch.labels, main) * batch.loss_scale
+            return loss, loss
+        labels = [batch.labels, *(batch.tasks[task.name] for task in further)]
+        sums = [
+            _cross_entropy(of, label, task)
+            for of, label, task in zip(logits.unbind(1), labels, self.tasks, strict=True)
+        ]
+        weighted = [task.weight * one for task, one in zip(self.tasks, sums, strict=True)]
+        loss = reduce(torch.add, weighted) * batch.loss_scale
+        return loss, torch.stack([loss, *sums])
 
     def _touch_all(self, rows: dict[str, JaggedTensor], bags: dict[str, Tensor]) -> Tensor:
         """Zero, with a gradient (of zero) to every parameter and looked-up row.
@@ -123,6 +148,12 @@ class Head(nn.Module):
         return torch.stack([0.0 * tensor.sum().float() for tensor in touched]).sum()
 
 
-def _cross_entropy(logits: Tensor, batch: RequestBatch) -> Tensor:
-    losses = functional.binary_cross_entropy_with_logits(logits, batch.labels, reduction="sum")
-    return losses * batch.loss_scale
+def _cross_entropy(logits: Tensor, labels: Tensor, task: Task) -> Tensor:
+    """[] summed over the candidates that the task applies to."""
+    applies = None
+    if task.masked:
+        applies = (~labels.isnan()).float()
+        labels = labels.nan_to_num(0.0)
+    return functional.binary_cross_entropy_with_logits(
+        logits, labels, weight=applies, reduction="sum"
+    )

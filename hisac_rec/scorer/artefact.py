@@ -84,6 +84,8 @@ class ExportManifest(Strict):
     """Rows of the table of ages; 0: age is not read."""
     event_types: list[str]
     """Names of the event types; the table of types has a row for each, or is absent."""
+    tasks: list[str] = []
+    """Names of the tasks, in the order of the logits' columns; none: logits are of one task."""
     lookups: list[ExportedLookup]
     precision: Precision
     """Of the tables."""
@@ -113,7 +115,9 @@ class Artefact:
         self._program = _load_program(root)
 
     def logits(self, inputs: dict[str, Tensor]) -> Tensor:
-        """[N] logits of one request; ``inputs`` by the names of :data:`INPUTS`."""
+        """[N] logits of one request, [N, M] of M > 1 tasks; ``inputs`` by the names of
+        :data:`INPUTS`.
+        """
         with torch.inference_mode():
             result: Tensor = self._program(*(inputs[name] for name in INPUTS))
             return result

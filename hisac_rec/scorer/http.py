@@ -69,6 +69,8 @@ class ScoredItem(BaseModel):
 
     item: str
     score: float
+    tasks: dict[str, float] | None = None
+    """Further task -> probability; absent where the model has one task."""
 
 
 class ScoreResponse(BaseModel):
@@ -104,6 +106,8 @@ class Health(BaseModel):
     model: str
     run: str
     metrics: dict[str, float]
+    tasks: list[str]
+    """The main one first; none where there is one without a name."""
 
 
 class Problem(BaseModel):
@@ -232,18 +236,28 @@ def make_app(scorer: Scorer, limits: Limits | None = None) -> FastAPI:
         seconds.labels(path).observe(time.perf_counter() - started)
         return response
 
-    @app.post("/score", responses=refusals)
+    @app.post("/score", responses=refusals, response_model_exclude_none=True)
     async def score(body: ScoreRequest) -> ScoreResponse:
-        """Probabilities of candidates for a user, the best first."""
+        """Probabilities of candidates for a user, the best of the main task first."""
         if len(body.items) > limits.candidates:
             raise UserError(
                 f"items: {len(body.items):,} candidates, {limits.candidates:,} may be asked for"
             )
-        found = await turns.run(lambda: scorer.score(body.user, body.items, time=body.time))
+        of_tasks = await turns.run(
+            lambda: scorer.score_tasks(body.user, body.items, time=body.time)
+        )
         candidates.inc(len(body.items))
+        (_, found), *further = of_tasks.items()
         best = np.argsort(-found, kind="stable")[: body.top]
         return ScoreResponse(
-            scores=[ScoredItem(item=body.items[at], score=float(found[at])) for at in best]
+            scores=[
+                ScoredItem(
+                    item=body.items[at],
+                    score=float(found[at]),
+                    tasks={task: float(of[at]) for task, of in further} or None,
+                )
+                for at in best
+            ]
         )
 
     @app.post("/users/{user}/events", responses=refusals)
@@ -258,7 +272,13 @@ def make_app(scorer: Scorer, limits: Limits | None = None) -> FastAPI:
     @app.get("/health")
     async def health() -> Health:
         """Up, and serving what."""
-        return Health(status="ok", model=manifest.name, run=manifest.run, metrics=manifest.metrics)
+        return Health(
+            status="ok",
+            model=manifest.name,
+            run=manifest.run,
+            metrics=manifest.metrics,
+            tasks=manifest.tasks,
+        )
 
     @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:

@@ -25,6 +25,7 @@ from hisac_rec.scorer.store import Store, manifest_of
 
 log = logging.getLogger(__name__)
 
+ONLY_TASK = "label"
 MOST_FRESH = 4096
 """Events of a user that are kept since his history was compressed; older ones are forgotten."""
 
@@ -90,7 +91,7 @@ class Scorer:
     def score(
         self, user: str, items: Sequence[str], *, time: int | None = None
     ) -> NDArray[np.float32]:
-        """[N] probabilities of candidates for a user.
+        """[N] probabilities of candidates for a user, of the model's main task.
 
         Args:
             user: raw id; one whom the store does not know has no history.
@@ -98,15 +99,29 @@ class Scorer:
             time: of the request, in the data set's unit; None: now, or right after the newest event
                 where the data set has no clock.
         """
+        return next(iter(self.score_tasks(user, items, time=time).values()))
+
+    def score_tasks(
+        self, user: str, items: Sequence[str], *, time: int | None = None
+    ) -> dict[str, NDArray[np.float32]]:
+        """Task -> [N] probabilities, the main task first; for the arguments see :meth:`score`.
+
+        A model of one task calls it "label" here.
+        """
         logits = self.logits(user, self._lookups.items.ids(items), time=time)
-        return sigmoid(logits).astype(np.float32)
+        names = self.artefact.manifest.tasks or [ONLY_TASK]
+        scores = sigmoid(logits).astype(np.float32).reshape(len(items), len(names))
+        return dict(zip(names, scores.T, strict=True))
 
     def logits(
         self, user: str, ids: NDArray[np.int64], *, time: int | None = None
     ) -> NDArray[np.float32]:
-        """[N] logits of candidates in dense ids. O(N (d^2 + K d)) for a history of any length."""
+        """Logits of candidates in dense ids, [N], or [N, M] of M > 1 tasks, the main one first.
+        O(N (d^2 + K d)) for a history of any length.
+        """
         if not len(ids):
-            return np.zeros(0, np.float32)
+            tasks = len(self.artefact.manifest.tasks)
+            return np.zeros((0, tasks) if tasks else 0, np.float32)
         state = self.state(user)
         if time is None:
             time = int(clock.time()) if self.artefact.manifest.has_clock else _after(state)

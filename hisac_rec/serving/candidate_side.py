@@ -62,7 +62,7 @@ class CandidateSide(nn.Module):
         codes: Tensor,
         placed: Tensor,
     ) -> Tensor:
-        """[N] logits.
+        """[N] logits, [N, M] of M > 1 tasks.
 
         Args:
             vectors: [K, d] routed vectors of the agents; K >= 1.

@@ -112,6 +112,7 @@ def export_run(
             has_clock=data.manifest.has_clock,
             age_buckets=job.config.ranker.age_buckets,
             event_types=data.manifest.event_types,
+            tasks=[task.name for task in job.spec.tasks] if len(job.spec.tasks) > 1 else [],
             lookups=[
                 ExportedLookup(
                     key=lk.key, table=lk.table, side=lk.side, column=lk.column, multi=lk.multi

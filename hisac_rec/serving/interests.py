@@ -153,7 +153,8 @@ def inspect_user(
     feeder = Batches(job, ranks).in_order(split, view, name_events=True)
     for batch, logits in outputs(model, Optimizers(model, config.train), ranks, feeder):
         if batch.num_candidates:
-            found = _describe(job, method, batch, logits.cpu(), seen["weights"].cpu(), examples)
+            main = logits.view(batch.num_candidates, -1)[:, 0].cpu()
+            found = _describe(job, method, batch, main, seen["weights"].cpu(), examples)
             if candidates is not None:  # nobody knows what would have happened
                 found.candidates[:] = [_unlabelled(one) for one in found.candidates]
     hook.remove()
@@ -242,7 +243,7 @@ def _describe(
                 item=name(int(batch.candidate_items[row])),
                 path=tuple(int(code) for code in batch.candidate_codes[row]),
                 score=float(torch.sigmoid(logits[row])),
-                label=float(batch.labels[row]),
+                label=None if batch.labels[row].isnan() else float(batch.labels[row]),
                 attention=[(agent_paths[at], float(shares[at])) for at in order],
                 nothing=float(weights[row, -1]),
             )

@@ -91,4 +91,5 @@ def without_candidates(table: RequestTable) -> RequestTable:
         candidate_item=table.candidate_item[:0],
         candidate_label=table.candidate_label[:0],
         candidate_oracle=table.candidate_oracle[:0],
+        candidate_tasks={name: labels[:0] for name, labels in table.candidate_tasks.items()},
     )

@@ -76,6 +76,9 @@ class Asked:
             candidate_item=self.items[candidates],
             candidate_label=np.zeros(len(candidates), np.float32),
             candidate_oracle=np.zeros(0, np.float32),
+            candidate_tasks={
+                name: np.zeros(len(candidates), np.float32) for name in table.candidate_tasks
+            },
         )
         until = np.minimum(events_before(whole, whole.time), whole.history_end)
         start = whole.history_start

@@ -108,17 +108,22 @@ def score_run(
             job.config.ranker.recent,
         )
     if ranks.first:
-        write_scores(parts, data, out / SCORES, top)
+        further = tuple(task.name for task in job.spec.tasks[1:])
+        write_scores(parts, data, out / SCORES, top, further)
     dist.barrier()
     return Scored(total, seconds, missing, asked.unknown_items if asked is not None else 0)
 
 
-def write_scores(parts: Path, data: PreparedData, out: Path, top: int | None) -> None:
+def write_scores(
+    parts: Path, data: PreparedData, out: Path, top: int | None, further: tuple[str, ...] = ()
+) -> None:
     """Predictions in raw ids, the best candidate of each request first. Out of core.
 
     Columns: ``request`` (the row of the file of requests, else the request's number), ``user``,
-    ``time``, ``item``, ``score`` (probability), ``rank`` (from 1).
+    ``time``, ``item``, ``score`` (probability), ``rank`` (from 1, by ``score``), and of each of
+    the ``further`` tasks ``score_<task>``.
     """
+    others = "".join(f", (1 / (1 + exp(-logit_{task})))::FLOAT AS score_{task}" for task in further)
     kept = "" if top is None else f"QUALIFY rank <= {top}"
     temporary = out.with_name(f".{out.name}.partial")
     connection = duckdb.connect()
@@ -127,6 +132,7 @@ def write_scores(parts: Path, data: PreparedData, out: Path, top: int | None) ->
         COPY (
             SELECT request, users.value AS "user", time, items.raw_id AS item, score,
                 row_number() OVER (PARTITION BY request ORDER BY logit DESC, items.item) AS rank
+                {others}
             FROM read_parquet({text(str(parts / "*.parquet"))}) AS scored
             JOIN read_parquet({text(str(data.root / "vocab/user.parquet"))}) AS users
                 ON users.id = scored."user"

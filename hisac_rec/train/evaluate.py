@@ -11,7 +11,8 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from hisac_rec.checkpoints.saving import Position, load_checkpoint, read_manifest
 from hisac_rec.data.contract import PreparedData, Split
-from hisac_rec.evaluation.predictions import PredictionWriter
+from hisac_rec.data.tasks import are_plain
+from hisac_rec.evaluation.predictions import PredictionWriter, predicted_tasks
 from hisac_rec.evaluation.report import evaluate_predictions
 from hisac_rec.evaluation.results import Report
 from hisac_rec.planning.config import PlannerConfig
@@ -117,7 +118,9 @@ def predict_into(
         Seconds it took.
     """
     data = job.data
-    oracle = oracle and data.manifest.has_oracle
+    tasks = job.spec.tasks
+    # The truth is of the data set's main task.
+    oracle = oracle and data.manifest.has_oracle and tasks[0].name == data.manifest.task
     writer = PredictionWriter(
         folder,
         rank=ranks.rank,
@@ -125,6 +128,7 @@ def predict_into(
         oracle=oracle,
         fingerprint=data.manifest.fingerprint,
         run=name,
+        tasks=() if are_plain(tasks, data.manifest) else tuple(task.name for task in tasks),
     )
     if ranks.first:
         folder.mkdir(parents=True, exist_ok=True)
@@ -134,15 +138,20 @@ def predict_into(
         for batch, logits in predict(model, Optimizers(model, job.config.train), ranks, feeder):
             counts = batch.candidate_offsets.diff()
             rows = batch.request_rows.repeat_interleave(counts, dim=0)
+            of_tasks = logits.view(batch.num_candidates, len(tasks)).unbind(1)
             writer.write(
                 user=rows[:, 0],
                 time=rows[:, 1],
                 request=rows[:, 2],
                 item=batch.candidate_items,
                 label=batch.labels,
-                logit=logits,
+                logit=of_tasks[0],
                 history_length=rows[:, 3],
                 probability=batch.oracle if oracle else None,
+                further={
+                    task.name: (batch.tasks[task.name], logit)
+                    for task, logit in zip(tasks[1:], of_tasks[1:], strict=True)
+                },
             )
             advance(batch.num_candidates * ranks.world_size)
     dist.barrier()
@@ -156,12 +165,22 @@ def evaluate_run(
     split: Split = "test",
     against: dict[str, RunFolder] | None = None,
     draws: int = 200,
+    task: str | None = None,
 ) -> Report:
     """Evaluate written predictions beside the trivial predictors and other runs; save it.
 
+    Args:
+        run: whose predictions of the split are there.
+        data: that was predicted.
+        split: which.
+        against: name -> other runs that have predicted it.
+        draws: bootstrap draws over users.
+        task: what is evaluated; None: the model's main task.
+
     Raises:
-        UserError: predictions are absent or of other rows.
+        UserError: predictions are absent or of other rows, or there are none of the task.
     """
+    tasks = predicted_tasks(run.predictions(split))
     report = evaluate_predictions(
         run.predictions(split),
         data,
@@ -170,7 +189,36 @@ def evaluate_run(
             name: other.predictions(split) for name, other in (against or {}).items()
         },
         draws=draws,
+        task=task,
     )
-    _, text = report.save(run.root, split)
+    _, text = report.save(run.root, split, "" if task in (None, *tasks[:1]) else str(task))
     log.info("written to %s", text)
     return report
+
+
+def evaluate_tasks(
+    run: RunFolder,
+    data: PreparedData,
+    *,
+    split: Split = "test",
+    against: dict[str, RunFolder] | None = None,
+    draws: int = 200,
+) -> list[Report]:
+    """:func:`evaluate_run` for each task of the model, the main one first.
+
+    Other runs are shown beside the tasks that they have learned.
+    """
+    tasks: list[str | None] = list(predicted_tasks(run.predictions(split))) or [None]
+    reports = []
+    for task in tasks:
+        known = {
+            name: other
+            for name, other in (against or {}).items()
+            if task is tasks[0] or _has_learned(other, data, split, task)
+        }
+        reports.append(evaluate_run(run, data, split=split, against=known, draws=draws, task=task))
+    return reports
+
+
+def _has_learned(run: RunFolder, data: PreparedData, split: Split, task: str | None) -> bool:
+    return task in (predicted_tasks(run.predictions(split)) or (data.manifest.task,))

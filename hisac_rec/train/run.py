@@ -29,6 +29,7 @@ from hisac_rec.checkpoints.manifest import CheckpointManifest, Position, first_d
 from hisac_rec.checkpoints.saving import Checkpoints, Keep
 from hisac_rec.config import Strict, dump_toml
 from hisac_rec.data.contract import PreparedData
+from hisac_rec.data.tasks import are_plain
 from hisac_rec.errors import UserError
 from hisac_rec.planning.plan_io import Plan
 from hisac_rec.ranker.config import ModelConfig, load_model_config
@@ -220,6 +221,12 @@ def checkpoint_manifest(
         "ranker": {k: v for k, v in config["ranker"].items() if k != "dropout"},
         "sparse_optimizer": config["train"]["sparse_optimizer"],
     }
+    tasks = job.spec.tasks
+    if not are_plain(tasks, job.data.manifest) or config["tasks"]["over_layers"]:
+        shape["tasks"] = {
+            "train": [tasks[0].name, *sorted(task.name for task in tasks[1:])],
+            "over_layers": config["tasks"]["over_layers"],
+        }
     return CheckpointManifest(
         position=position,
         world_size=world_size,

@@ -68,7 +68,7 @@ class Trainer:
         self.best: dict[str, float] = {}
         self.scored: tuple[int, float] | None = None
         self.coverage = Coverage(job.spec)
-        self.window = Window(ranks, self.coverage)
+        self.window = Window(ranks, self.coverage, job.spec.tasks)
         self.after_step: Callable[[], None] = lambda: None
         self._metrics_log: MetricsLog | None = None
         self._saved = -1
@@ -198,7 +198,8 @@ class Trainer:
         sync_replicas(self.model)
         feeder = self.batches.in_order("valid")
         try:
-            metrics = validate(predict(self.model, self.optimizers, self.ranks, feeder))
+            predictions = predict(self.model, self.optimizers, self.ranks, feeder)
+            metrics = validate(predictions, self.job.spec.tasks)
         except AskedToEndError:
             self.position = self.position.model_copy(update={"owed": True})
             self._save()
@@ -225,6 +226,9 @@ class Trainer:
             " (best)" if improved else "",
             time.perf_counter() - started,
         )
+        of_tasks = [f"{k} {v:.4f}" for k, v in self.metrics.items() if "/" in k]
+        if of_tasks:
+            log.info("  %s", ", ".join(of_tasks))
         self._write("valid", self.metrics)
         self._save()
         if self.watcher is not None:
@@ -292,7 +296,8 @@ class Trainer:
 
     def metrics_of_best(self) -> dict[str, float]:
         """Validation metrics of the best checkpoint."""
-        return {key: self.best[key] for key in ("auc", "gauc", "logloss") if key in self.best}
+        main = {key: self.best[key] for key in ("auc", "gauc", "logloss") if key in self.best}
+        return main | {key: value for key, value in self.best.items() if "/" in key}
 
     def _write(self, group: str, values: dict[str, float]) -> None:
         if self._metrics_log is not None:

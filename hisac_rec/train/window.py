@@ -11,6 +11,7 @@ import time
 import torch
 from torch import Tensor
 
+from hisac_rec.data.tasks import MAIN, Task
 from hisac_rec.errors import UserError
 from hisac_rec.train.coverage import Coverage
 from hisac_rec.train.distributed import Ranks, gather_numbers
@@ -26,10 +27,12 @@ class Window:
     Args:
         ranks: this process.
         coverage: told of every step.
+        tasks: what is learned; of one task, its loss is the loss.
     """
 
-    def __init__(self, ranks: Ranks, coverage: Coverage) -> None:
+    def __init__(self, ranks: Ranks, coverage: Coverage, tasks: tuple[Task, ...] = (MAIN,)) -> None:
         self._ranks, self._coverage = ranks, coverage
+        self._tasks = tasks if len(tasks) > 1 else ()
         self.restart()
 
     def restart(self) -> None:
@@ -40,7 +43,13 @@ class Window:
         self._norms: list[Tensor] = []
 
     def note(self, fed: Fed, loss: Tensor, gradient_norm: Tensor) -> None:
-        """A step is done."""
+        """A step is done.
+
+        Args:
+            fed: its batch.
+            loss: [], of K > 1 tasks [1 + K] (:meth:`~hisac_rec.ranker.ranker.Ranker.forward`).
+            gradient_norm: [].
+        """
         self._fed.append(fed)
         self._losses.append(loss.detach())
         self._norms.append(gradient_norm)
@@ -62,7 +71,14 @@ class Window:
         if not fed:
             return {}
         # One copy from the device for the whole window, not one a step.
-        losses, norms = torch.stack([*self._losses, *self._norms]).double().cpu().chunk(2)
+        losses = torch.stack(self._losses).double()
+        whole = torch.cat([losses.flatten(), torch.stack(self._norms).double()]).cpu()
+        losses, norms = whole[: -len(fed)].view_as(losses), whole[-len(fed) :]
+        sums: list[float] = []
+        if self._tasks:
+            of_tasks = losses[:, 1:].sum(0).tolist()
+            sums = [*of_tasks, *_labelled(self._tasks, fed)]
+            losses = losses[:, 0]
         self.restart()
         mine = [
             float(losses.sum()),
@@ -72,12 +88,14 @@ class Window:
             sum(one.waited for one in fed),
             sum(one.held_up for one in fed),
             memory_gib(self._ranks.device),
+            *sums,
         ]
-        loss, bad, events, candidates, waited, held_up, memory = gather_numbers(mine).T
+        loss, bad, events, candidates, waited, held_up, memory, *sums_of = gather_numbers(mine).T
         if bad.any():
             self._stop_not_finite(step - len(fed), fed, losses)
         return {
             "loss": float(loss.mean()) / len(fed),
+            **self._losses_of_tasks([float(one.sum()) for one in sums_of]),
             "gradient_norm": float(norms.mean()),
             "gradient_norm_max": float(norms.max()),
             "candidates_per_second": float(candidates.sum()) / seconds,
@@ -89,6 +107,12 @@ class Window:
             "work_imbalance": float(candidates.max() / max(1.0, float(candidates.mean()))),
             "memory_gib": float(memory.max()),
         } | {f"coverage/{table}": share for table, share in self._coverage.shares().items()}
+
+    def _losses_of_tasks(self, sums: list[float]) -> dict[str, float]:
+        """Task -> mean loss over the candidates of the window that it applies to, if any."""
+        count = len(self._tasks)
+        both = zip(self._tasks, sums[:count], sums[count:], strict=True)
+        return {f"loss/{task.name}": total / rows for task, total, rows in both if rows}
 
     def _stop_not_finite(self, before: int, fed: list[Fed], losses: Tensor) -> None:
         bad = (~losses.isfinite()).nonzero()
@@ -107,6 +131,16 @@ class Window:
         )
 
 
+def _labelled(tasks: tuple[Task, ...], fed: list[Fed]) -> list[float]:
+    """How many candidates each task applies to."""
+    found = []
+    for place, task in enumerate(tasks):
+        batches = [one.batch for one in fed]
+        labels = [batch.tasks[task.name] if place else batch.labels for batch in batches]
+        found.append(float(sum(int((~of.isnan()).sum()) for of in labels)))
+    return found
+
+
 def log_line(step: int, epoch: float, values: dict[str, float]) -> None:
     """One line for people."""
     log.info(
@@ -120,3 +154,7 @@ def log_line(step: int, epoch: float, values: dict[str, float]) -> None:
         100 * values["data_wait_share"],
         values["memory_gib"],
     )
+    of_tasks = {name: value for name, value in values.items() if name.startswith("loss/")}
+    if of_tasks:
+        shown = (f"{name.removeprefix('loss/')} {value:.4f}" for name, value in of_tasks.items())
+        log.info("  loss of each task: %s", ", ".join(shown))

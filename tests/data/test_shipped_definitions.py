@@ -34,6 +34,10 @@ def test_kuairand(shared_data: Path, tmp_path: Path) -> None:
         ).fetchall()[0]
         assert splits[split].candidates == rows
         assert splits[split].positives == clicks
+        for task, column in (("like", "is_like"), ("long_view", "long_view")):
+            (found,) = [one for one in data.manifest.tasks if one.name == task]
+            total = duckdb.sql(f"SELECT sum({column}) FROM {logs} WHERE {condition}").fetchall()
+            assert (found.labelled[split], found.positives[split]) == (rows, total[0][0])
     assert data.manifest.event_types == ["before", "click", "long view"]
     assert next(f for f in data.manifest.item_features if f.name == "tag").multi
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch.distributed.checkpoint as dcp
 from builders import random_rows, write_prepared
+from planted_tasks import TASKS, planted_data
 from training import (
     WHOLE_EPOCH_A_STEP,
     logged,
@@ -41,6 +42,7 @@ SHARDINGS = ("row_wise", "column_wise", "table_wise")
 class Results:
     out: Path
     lonely: PreparedData
+    planted: PreparedData
     ranks: list[dict[str, Any]]
 
 
@@ -50,9 +52,14 @@ def results(small_data: PreparedData, tmp_path_factory: pytest.TempPathFactory) 
     out = tmp_path_factory.mktemp("two_ranks")
     rows = {split: random_rows(np.random.default_rng(0), 1, 20) for split in SPLITS}
     lonely = write_prepared(out / "lonely_data", rows=rows, files_per_split=1)
-    torchrun(Path(__file__).with_name("two_ranks.py"), small_data.root, lonely.root, out)
+    planted = planted_data(out, *TASKS, out="planted_data")
+    folders = (small_data.root, lonely.root, planted.root, out)
+    torchrun(Path(__file__).with_name("two_ranks.py"), *folders)
     return Results(
-        out, lonely, [json.loads((out / f"rank{rank}.json").read_text()) for rank in (0, 1)]
+        out,
+        lonely,
+        planted,
+        [json.loads((out / f"rank{rank}.json").read_text()) for rank in (0, 1)],
     )
 
 
@@ -168,6 +175,22 @@ def test_one_process_learns_the_same(
         np.testing.assert_allclose(two["logit"], one["logit"], atol=1e-2)
         aucs = [auc(found["label"], found["logit"]) for found in (one, two)]
         assert aucs[0] == pytest.approx(aucs[1], abs=0.002)
+
+
+def test_one_process_learns_the_same_of_several_tasks(results: Results, tmp_path: Path) -> None:
+    config = small_config(*WHOLE_EPOCH_A_STEP, 'tasks.train=["*"]')
+    train_run(config, results.planted, tmp_path / "one")
+    one = predict_run(tmp_path / "one", results.planted, checkpoint="last")
+    run = RunFolder(results.out / "tasks")
+    for group, name in (
+        *(("train", f"loss/{task}") for task in ("click", "like", "purchase")),
+        *(("valid", f"{task}/auc") for task in ("like", "purchase")),
+    ):
+        alone = logged(tmp_path / "one", group, name)
+        assert logged(run.root, group, name) == pytest.approx(alone, abs=2e-3), name
+    two = read_predictions(run.predictions("test"))
+    for column in ("logit", "logit_like", "logit_purchase"):
+        np.testing.assert_allclose(two[column], one[column], atol=1e-2)
 
 
 @pytest.mark.parametrize("sharding", ["column_wise", "table_wise"])

@@ -1,7 +1,8 @@
 """Started by torchrun on two ranks: what ``test_two_ranks.py`` then looks at.
 
 One launch for all of it, because starting two interpreters with torch costs more than the
-rest. Arguments: prepared data, prepared data of one user, folder for results.
+rest. Arguments: prepared data, prepared data of one user, prepared data of several tasks, folder
+for results.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ def one_epoch_of_groups(job: Job, ranks: Ranks) -> dict[str, Any]:
     return {"batches": batches, "weights": weights}
 
 
-def main(data: PreparedData, lonely: PreparedData, out: Path) -> None:
+def main(data: PreparedData, lonely: PreparedData, planted: PreparedData, out: Path) -> None:
     with process_group() as ranks:
         config = small_config("history.semantics=vectors", "train.epochs=2")
         job = open_job(config, data)
@@ -109,6 +110,9 @@ def main(data: PreparedData, lonely: PreparedData, out: Path) -> None:
         # Ends in the midst of an epoch.
         part = small_config("train.max_candidates=1500", "train.early_stop=0")
         train(open_job(part, data), ranks, out / "part", plan=planner_of(2, "table_wise"))
+        several = small_config(*WHOLE_EPOCH_A_STEP, 'tasks.train=["*"]')
+        train(open_job(several, planted), ranks, out / "tasks", plan=planner_of(2, "table_wise"))
+        write_predictions(RunFolder(out / "tasks"), planted, ranks, checkpoint="last")
         halved = small_config(*WHOLE_EPOCH_A_STEP, "train.communication=fp16")
         train(open_job(halved, data), ranks, out / "fp16", plan=planner_of(2, "row_wise"))
         # 28 batches or so in groups of three: the last one is cut short.
@@ -127,4 +131,4 @@ WITHOUT_CODES = ('inputs.history=["id"]', 'inputs.candidate=["id"]')
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
-    main(PreparedData(sys.argv[1]), PreparedData(sys.argv[2]), Path(sys.argv[3]))
+    main(*map(PreparedData, sys.argv[1:4]), Path(sys.argv[4]))
