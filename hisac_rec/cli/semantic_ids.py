@@ -50,6 +50,9 @@ def run(
             help="File of embeddings by raw id, instead of the items' own: .parquet, .npy."
         ),
     ] = None,
+    page: Annotated[
+        Path | None, typer.Option(help="Where the page goes; DATA/semantic_ids.html by default.")
+    ] = None,
     raw: Annotated[
         Path | None, typer.Option(help="What {raw} stands for in the key 'embeddings'.")
     ] = None,
@@ -61,7 +64,8 @@ def run(
 
     Defaults come from the table `[semantic_ids]` of the data set's definition. Every item
     gets codes, also those that training never saw. Writes `semantic_ids.parquet`,
-    `codebook.parquet`, `featuriser.npz` and `semantic_ids.json` into the folder, all or nothing.
+    `codebook.parquet`, `featuriser.npz` and `semantic_ids.json` into the folder, all or nothing,
+    and `semantic_ids.html`, the report as a page with example items of every branch.
 
     Run again with the same settings, it changes nothing; IDs of other settings are replaced
     with `--force` alone, because trained models depend on them.
@@ -89,6 +93,7 @@ def run(
         resolve_config,
         with_embeddings,
     )
+    from hisac_rec.semantic.page import PAGE_FILE, write_page
     from hisac_rec.semantic.predecessor import open_predecessor
     from hisac_rec.semantic.refresh import extend_semantic_ids, refit_semantic_ids
 
@@ -117,10 +122,13 @@ def run(
         else:
             report = extend_semantic_ids(prepared, old, _device(device), config)
         log.info("written to %s", data)
+    page = page or data / PAGE_FILE
+    write_page(prepared, report, page)
     console = Console()
     console.print(_levels(report))
     console.print(_summary(report), highlight=False, soft_wrap=True)
     console.print(_examples(prepared))
+    console.print(f"for people: {page}", highlight=False, soft_wrap=True)
 
 
 def _is_there(

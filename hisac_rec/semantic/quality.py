@@ -20,6 +20,10 @@ from hisac_rec.semantic.store import prefix_ids
 
 COLLAPSE_USAGE = 0.5
 """A level that uses less than this share of its codes has collapsed."""
+COLLAPSE_PERPLEXITY = 0.25
+"""So has one whose perplexity is below this share of its codes,"""
+COLLAPSE_LARGEST = 0.25
+"""or one of whose C codes more than this share of the items and 1/C have."""
 DISTANCE_SAMPLE = 4_096
 """Items and paths whose distances are averaged."""
 
@@ -41,6 +45,10 @@ class LevelQuality(Strict):
     """Mean squared distance of an item's vector to its path down to this level."""
     variance_explained: float
     """1 - mse / (mean squared distance to the mean vector)."""
+    largest: float | None = None
+    """Share of the items that have the most frequent code."""
+    collapsed: bool = False
+    """Few codes do the work of all: what ``warnings`` says in words."""
 
 
 class Quality(Strict):
@@ -148,7 +156,7 @@ def measure(
     paths = torch.from_numpy(codes)
     variance = _variance(vectors)
     prefixes = prefix_ids(codes, codebook.code_counts)
-    levels = []
+    levels, warnings = [], []
     for level, count in enumerate(codebook.code_counts):
         sizes = np.bincount(codes[:, level], minlength=count)
         error = (vectors - codebook.path_vector(paths[:, : level + 1])).square().sum(1).mean()
@@ -161,8 +169,15 @@ def measure(
                 nodes=len(np.unique(prefixes[:, level])),
                 mse=error.item(),
                 variance_explained=1.0 - error.item() / variance,
+                largest=float(sizes.max() / max(sizes.sum(), 1)),
+                collapsed=bool(_signs(sizes)),
             )
         )
+        if signs := _signs(sizes):
+            warnings.append(
+                f"level {level} {', '.join(signs)}: the codebook has collapsed there; ask for "
+                "fewer codes, or look whether items have equal vectors"
+            )
     own, other, leaves = _distances(vectors, prefixes[:, -1], paths, codebook, seed)
     collisions = collision_rate(prefixes[:, -1])
     return Quality(
@@ -173,7 +188,7 @@ def measure(
         distance_own=own,
         distance_other=other,
         tau_hint=max(other - own, 0.0) / math.log(max(leaves, 2)),
-        warnings=_warnings(levels),
+        warnings=warnings,
     )
 
 
@@ -208,10 +223,15 @@ def _distances(
     return own.mean().item(), other, len(used)
 
 
-def _warnings(levels: list[LevelQuality]) -> list[str]:
-    return [
-        f"level {level.level} uses {level.usage:.0%} of its {level.codes} codes: the codebook "
-        "has collapsed there; ask for fewer codes, or look whether items have equal vectors"
-        for level in levels
-        if level.usage < COLLAPSE_USAGE
-    ]
+def _signs(sizes: NDArray[np.int64]) -> list[str]:
+    """What says that a level of codes with so many items [C] has collapsed; empty: nothing."""
+    count, total = len(sizes), max(int(sizes.sum()), 1)
+    usage, largest, even = (sizes > 0).mean(), sizes.max() / total, perplexity(sizes)
+    signs = []
+    if usage < COLLAPSE_USAGE:
+        signs.append(f"uses {usage:.0%} of its {count} codes")
+    if even < COLLAPSE_PERPLEXITY * count:
+        signs.append(f"uses its {count} codes as if they were {even:.1f}")
+    if largest > COLLAPSE_LARGEST + 1 / count:
+        signs.append(f"has {largest:.0%} of the items on one code")
+    return signs
