@@ -70,7 +70,8 @@ class NegativeSampler:
         return {name: self.add_to_split(rows[name], at) for at, name in enumerate(SPLITS)}
 
     def add_to_split(self, rows: SplitRows, split: int) -> SplitRows:
-        """The same requests with ``per_positive`` draws, label 0, behind their candidates.
+        """The same requests with ``per_positive`` draws, label 0, behind their candidates. Further
+        tasks do not apply to them: nobody saw whether they would have.
 
         No item is drawn twice for a request, nor one that is its candidate. Where too few
         are left to draw from, as in the first moments of a log, a request gets fewer.
@@ -94,6 +95,10 @@ class NegativeSampler:
             + offsets_of(np.bincount(request, minlength=requests)),
             candidate_item=np.concatenate([rows.candidate_item, item])[order],
             label=np.concatenate([rows.label, none])[order],
+            further={
+                task: np.concatenate([labels, np.full(len(item), np.nan, np.float32)])[order]
+                for task, labels in rows.further.items()
+            },
         )
 
     def _draw(

@@ -95,10 +95,10 @@ def _task_cells(reports: Sequence[Report]) -> Cells:
         )
     return Cells(
         title=f"{reports[0].data}: '{reports[0].predictors[0].name}' by task",
-        header=["task", "candidates", "positive", *(TITLES[m] for m in metrics), "AUC of means"],
+        header=["task", "rows", "positive", "AUC", "GAUC", "logloss", "calib.", "means' AUC"],
         rows=rows,
-        caption="Candidates that a task does not apply to are left out. "
-        f"Last: '{ITEM_AND_USER_MEAN}' of the same task.",
+        caption="Rows: candidates that the task applies to. "
+        f"means: '{ITEM_AND_USER_MEAN}' of that task.",
     )
 
 

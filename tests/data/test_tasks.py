@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,14 @@ import duckdb
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from planted_tasks import TASKS, planted_definition, planted_log
+from planted_tasks import PAGE, TASKS, USERS, planted_definition, planted_log
 
+from hisac_rec.data import rawlog, users
 from hisac_rec.data.contract import SPLITS, Manifest, PreparedData
 from hisac_rec.data.prepare import prepare
 from hisac_rec.data.tasks import TaskConfig, resolve_tasks
 from hisac_rec.data.validate import validate_prepared
+from hisac_rec.data.writer import SplitWriter
 from hisac_rec.errors import UserError
 
 
@@ -36,7 +39,7 @@ def plain(raw: Path) -> PreparedData:
 
 
 def test_every_candidate_has_its_labels(raw: Path, data: PreparedData) -> None:
-    users = data.read_parquet("vocab/user.parquet")["value"].to_pylist()
+    names = data.read_parquet("vocab/user.parquet")["value"].to_pylist()
     items = data.items["raw_id"].to_pylist()
     log = duckdb.execute(
         f"SELECT \"user\", time, item, clicked, liked, bought FROM '{raw}/log.parquet'"
@@ -50,7 +53,7 @@ def test_every_candidate_has_its_labels(raw: Path, data: PreparedData) -> None:
             for one in row["requests"]:
                 labels = (one[key] for key in ("labels", "labels_like", "labels_purchase"))
                 for item, *of in zip(one["items"], *labels, strict=True):
-                    found.append((int(users[row["user"]]), one["time"], int(items[item]), *of))
+                    found.append((int(names[row["user"]]), one["time"], int(items[item]), *of))
     key = lambda row: tuple(-1.0 if value is None else value for value in row)  # noqa: E731
     assert sorted(found, key=key) == sorted(wanted, key=key)
     for task, place in (("like", 4), ("purchase", 5)):
@@ -86,6 +89,41 @@ def test_the_order_of_the_raw_rows_changes_nothing(tmp_path: Path, data: Prepare
         return {str(f.relative_to(root)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
 
     assert digests(again.root) == digests(data.root)
+
+
+def test_killed_between_blocks(
+    raw: Path, tmp_path: Path, data: PreparedData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counts of tasks go on as well."""
+    monkeypatch.setattr(rawlog, "BLOCK_EVENTS", 600)
+    monkeypatch.setattr(users, "SAVE_BLOCKS", 2)
+    write, calls = SplitWriter.write, []
+
+    def dies(self: SplitWriter, *arguments: Any) -> None:
+        calls.append(1)
+        if len(calls) == 14:  # the fifth block of seven
+            raise KeyboardInterrupt
+        write(self, *arguments)
+
+    monkeypatch.setattr(SplitWriter, "write", dies)
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        prepare(planted_definition(*TASKS), out, raw=raw)
+    again = prepare(planted_definition(*TASKS), out, raw=raw)
+    assert again.manifest == data.manifest
+    assert len(calls) < 14 + 20  # of 24: it did not begin anew
+
+
+def test_tasks_do_not_apply_to_drawn_non_events(raw: Path, tmp_path: Path) -> None:
+    drawn = "requests.negatives={per_positive=2}"
+    data = prepare(planted_definition(*TASKS, drawn), tmp_path / "out", raw=raw)
+    requests = [r for row in pq.read_table(data.root / "test").to_pylist() for r in row["requests"]]
+    liked = np.concatenate([r["labels_like"] for r in requests]).astype(float)
+    label = np.concatenate([r["labels"] for r in requests])
+    (like,) = [task for task in data.manifest.tasks if task.name == "like"]
+    assert np.isnan(liked).sum() == 2 * label.sum()  # as many as were drawn
+    assert not label[np.isnan(liked)].any()
+    assert like.labelled["test"] == np.isfinite(liked).sum() == USERS * 3 * PAGE
 
 
 @pytest.mark.parametrize(
@@ -128,8 +166,6 @@ def test_wrong_names(overrides: tuple[str, ...], message: str) -> None:
     ],
 )
 def test_damage_is_found(data: PreparedData, tmp_path: Path, change: Any, message: str) -> None:
-    import shutil
-
     root = Path(shutil.copytree(data.root, tmp_path / "data"))
     (path,) = (root / "test").glob("*.parquet")
     table = pq.read_table(path)

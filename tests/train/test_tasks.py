@@ -4,6 +4,7 @@ something else (``planted_tasks``)."""
 from __future__ import annotations
 
 import json
+import re
 import threading
 import urllib.request
 from collections.abc import Iterator
@@ -19,7 +20,10 @@ import torch
 import uvicorn
 from planted_tasks import TASKS, planted_data
 from training import logged, one_process, predict_run, small_config, train_run
+from typer.testing import CliRunner
 
+from hisac_rec.checkpoints.warm_start import WarmStart
+from hisac_rec.cli.app import app
 from hisac_rec.config import validate
 from hisac_rec.data.assemble import BatchAssembler
 from hisac_rec.data.batch import RequestBatch
@@ -74,6 +78,13 @@ def joint(folder: Path, data: PreparedData) -> Trained:
     train_run(small_config(*FEATURES, *LEARNT, ALL), data, folder / "joint")
     predict_run(folder / "joint", data)
     return Trained(data, folder / "joint")
+
+
+@pytest.fixture(scope="module")
+def alone(folder: Path, data: PreparedData) -> Trained:
+    """A model that does not ask for tasks, of the same data."""
+    train_run(small_config(*FEATURES, "name=alone"), data, folder / "alone")
+    return Trained(data, folder / "alone")
 
 
 @pytest.fixture(scope="module")
@@ -166,18 +177,17 @@ def test_validation_measures_each_task(joint: Trained) -> None:
     assert min(last["like/auc"], last["purchase/auc"]) > 0.7
 
 
-def test_one_task_stays_what_it_was(joint: Trained, folder: Path) -> None:
+def test_one_task_stays_what_it_was(alone: Trained, folder: Path) -> None:
     """A model that does not ask for tasks learns the same bits from data that have some."""
-    plain = planted_data(folder, out="plain")
+    plain = Trained(planted_data(folder, out="plain"), folder / "one")
+    train_run(small_config(*FEATURES), plain.data, plain.out)
     found = []
-    for name, data in (("tasks", joint.data), ("plain", plain)):
-        out = folder / f"one_{name}"
-        train_run(small_config(*FEATURES), data, out)
-        found.append(predict_run(out, data))
-        stored = RunFolder(out).checkpoints().find("last")
+    for one in (alone, plain):
+        found.append(predict_run(one.out, one.data))
+        stored = one.run.checkpoints().find("last")
         manifest = json.loads((stored / "manifest.json").read_text())
         assert "tasks" not in manifest["architecture"]
-        assert not {key for key in logged_keys(out) if "/click" in key}
+        assert not {key for key in logged_keys(one.out) if "/click" in key}
     assert found[0].keys() == found[1].keys()
     for name, values in found[0].items():
         assert np.array_equal(values, found[1][name]), name
@@ -284,6 +294,40 @@ def test_another_main_task(joint: Trained, tmp_path: Path) -> None:
     assert logged(run.root, "valid", "candidates") == dict.fromkeys(
         valid, counted.labelled["valid"]
     )
+
+
+def test_evaluate_as_typed(joint: Trained, alone: Trained) -> None:
+    def invoke(*arguments: str | Path) -> str:
+        words = ["evaluate", *map(str, arguments), "--split", "valid", "--draws", "0"]
+        result = CliRunner().invoke(app, words, catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    assert "planted, click" in invoke(alone.out)
+    text = invoke(joint.out, "--against", alone.out)
+    assert text.count("alone") > 1
+    assert re.findall(r"^(click|like|purchase) ", text, re.MULTILINE) == [
+        *("click", "like", "purchase")
+    ]
+    liked = Report.load(joint.out / "report-valid-like.json")
+    assert [p.name for p in liked.predictors] == ["small", ITEM_MEAN, ITEM_AND_USER_MEAN]
+    text = invoke(joint.out, "--task", "like")
+    assert "planted, like" in text
+    assert "planted, click" not in text
+    with pytest.raises(UserError, match=r"--task lik: .* not learned it; did you mean 'like'"):
+        invoke(joint.out, "--task", "lik")
+
+
+def test_going_on_with_more_tasks(alone: Trained, tmp_path: Path) -> None:
+    """The shared part and the tower that was there are kept, new towers are fresh."""
+    config = small_config(*FEATURES, 'tasks.train=["click","like"]', "train.max_candidates=300")
+    train_run(config, alone.data, tmp_path / "run", warm=WarmStart(alone.out))
+    lines = (tmp_path / "run" / "warm_start.md").read_text().splitlines()
+    towers = {line.split("|")[1].strip(): line for line in lines if "over" in line}
+    assert towers
+    for name, line in towers.items():
+        assert ("new" in line) == ("over_like" in name), line
+    assert any("over_like" in name for name in towers)
 
 
 def test_a_checkpoint_of_other_tasks_is_refused(joint: Trained) -> None:
