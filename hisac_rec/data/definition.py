@@ -29,7 +29,7 @@ class NamedTable(Strict):
     select: str
     """The SELECT that makes it."""
     optional_file: str | None = None
-    """File under the raw folder without which ``otherwise`` is run instead."""
+    """File under the raw folder, or a glob pattern, without which ``otherwise`` is run instead."""
     otherwise: str | None = None
     """The SELECT for users who lack ``optional_file``: the same columns, maybe no rows."""
 

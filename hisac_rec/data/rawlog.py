@@ -24,11 +24,15 @@ from hisac_rec.data.features import (
     ids_query,
     vocabulary,
 )
+from hisac_rec.data.headers import check_headers
+from hisac_rec.data.locate import Locator
 from hisac_rec.data.negatives import NegativeSampler, open_sampler, write_pools
 from hisac_rec.data.rawchecks import (
     check_expressions,
     check_labels,
     check_select,
+    check_times,
+    check_unique,
     content_width,
     require_files,
     split_columns,
@@ -143,7 +147,7 @@ class RawLog:
         others = ["e.id AS item", "e.value AS raw_id"]
         if "text" in types:
             others.append("coalesce(e.text::VARCHAR, '') AS text")
-        dim = content_width(engine, types, ITEMS)
+        dim = self._content_dim
         if dim is not None:
             zeros = f"list_resize([]::FLOAT[], {dim}, 0.0)::FLOAT[{dim}]"
             others.append(f"coalesce(e.content::FLOAT[{dim}], {zeros}) AS content")
@@ -169,20 +173,25 @@ class RawLog:
 
     def _load(self) -> None:
         engine, source = self._engine, self._source
+        tables: dict[str, str] = {}
+        engine.locate_with(Locator(engine.cursor(), source, self._raw, tables).place)
         for name, table in source.tables.items():
-            there = table.optional_file is None or (self._raw / table.optional_file).is_file()
-            select = table.select if there else table.otherwise
+            there = table.optional_file is None or any(self._raw.glob(table.optional_file))
+            tables[name] = (table.select if there else table.otherwise) or ""
             key = f"source.tables.{name}.{'select' if there else 'otherwise'}"
-            self._read(identifier(name), select or "", key)
+            self._read(identifier(name), tables[name], key)
         self._read(RAW_EVENTS, source.events, "source.events")
         types = check_select(
             engine, "source.events", RAW_EVENTS, ["user", "item", "time"], ("sequence", "type")
         )
+        if self.definition.clock:
+            check_times(engine, RAW_EVENTS)
         if not engine.rows(f"SELECT 1 FROM {RAW_EVENTS} LIMIT 1"):
             raise engine.wrong("source.events", "no events: the SELECT gives no row")
         check_expressions(engine, self.definition, RAW_EVENTS)
 
         self._item_types = self._entities("item", source.items, ITEMS)
+        self._content_dim = content_width(engine, self._item_types, ITEMS)
         user_types = self._entities("user", source.users, USERS)
         known = {*self._item_types, *user_types}
         for name in self.definition.features.min_count:
@@ -191,7 +200,7 @@ class RawLog:
                 raise engine.wrong("features.min_count", f"no feature '{name}'{hint}")
         self._event_types(types)
         self._sort_events(types)
-        check_labels(engine, EVENTS, USERS, self.tasks)
+        check_labels(engine, self.definition, EVENTS, USERS)
         self._count_and_encode_users(user_types)
         engine.run(f"DROP TABLE {RAW_EVENTS}", "clean up", "source.events")
 
@@ -215,7 +224,9 @@ class RawLog:
         }
 
     def _read(self, table: str, select: str, key: str) -> None:
-        sql = f"CREATE TABLE {table} AS SELECT * FROM {subquery(select, self._raw)}"
+        body = subquery(select, self._raw)
+        check_headers(key, body, self._raw, self._engine.origin)
+        sql = f"CREATE TABLE {table} AS SELECT * FROM {body}"
         self._engine.run(sql, f"read {key.removeprefix('source.')}", key)
 
     def _entities(self, side: str, select: str | None, table: str) -> dict[str, str]:
@@ -231,11 +242,7 @@ class RawLog:
         if select is not None:
             self._read(raw, select, key)
             types = check_select(engine, key, raw, [side])
-            twice = engine.rows(
-                f'SELECT "{side}" FROM {raw} GROUP BY ALL HAVING count(*) > 1 ORDER BY 1 LIMIT 1'
-            )
-            if twice:
-                raise engine.wrong(key, f"{side} {twice[0][0]!r} has several rows, expected one")
+            check_unique(engine, key, raw, side)
             features = self.definition.features
             chosen = chosen_columns(engine, side, types, getattr(features, side))
             more = [name for name in ("text", "content") if side == "item" and name in types]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,12 @@ from hisac_rec.progress import progress
 SIGNED_TYPES = frozenset(("TINYINT", "SMALLINT", "INTEGER", "BIGINT"))
 INTEGER_TYPES = SIGNED_TYPES | {f"U{width}" for width in SIGNED_TYPES}
 POLL_SECONDS = 0.1
+FAULTS_OF_SQL = (duckdb.BinderException, duckdb.CatalogException, duckdb.ParserException)
+"""DuckDB's errors that no raw row can be to blame for."""
+
+
+Place = Callable[[str, str], str]
+"""(key of a SELECT, finding) -> the raw row to blame; see ``locate.Locator.place``."""
 
 
 class Engine:
@@ -38,6 +44,7 @@ class Engine:
         self, work: WorkFolder, origin: str, memory_limit: str, threads: int | None
     ) -> None:
         self.origin, self._stages = origin, work.stages
+        self._place: Place = lambda key, finding: ""
         spill, database = work.scratch / "spill", work.scratch / "prepare.duckdb"
         shutil.rmtree(spill, ignore_errors=True)  # of a start that was killed
         settings: dict[str, str | bool | int | float | list[str]] = {"temp_directory": str(spill)}
@@ -149,8 +156,19 @@ class Engine:
         """Column -> DuckDB type of a table."""
         return {row[0]: row[1] for row in self.rows(f"DESCRIBE SELECT * FROM {table}")}
 
-    def refused(self, key: str, error: Exception) -> UserError:
+    def cursor(self) -> duckdb.DuckDBPyConnection:
+        """A connection of its own to the same database."""
+        return self._database.cursor()
+
+    def locate_with(self, place: Place) -> None:
+        """Name raw rows in messages from now on."""
+        self._place = place
+
+    def refused(self, key: str, error: duckdb.Error) -> UserError:
         """The error for SQL of the definition that DuckDB does not run."""
+        from hisac_rec.data.locate import ANY_ERROR
+        from hisac_rec.data.rawerrors import explained
+
         if isinstance(error, duckdb.OutOfMemoryException) or "No space left" in str(error):
             return OutOfResourceError(
                 f"{self.origin}: memory or disk ran out; give more with --memory-limit, or free "
@@ -158,11 +176,26 @@ class Engine:
             )
         if not key:
             raise error
-        return UserError(f"{self.origin}: key '{key}': the SQL does not run:\n{error}")
+        of_file = explained(error)
+        if of_file is not None:
+            return UserError(f"{self.origin}: key '{key}': {of_file}")
+        place = "" if isinstance(error, FAULTS_OF_SQL) else self._place(key, ANY_ERROR)
+        at = f"{place}: " if place else ""
+        return UserError(f"{self.origin}: key '{key}': {at}the SQL does not run:\n{error}")
 
-    def wrong(self, key: str, message: str) -> UserError:
-        """An error about the value of one key of the definition."""
-        return UserError(f"{self.origin}: key '{key}': {message}")
+    def wrong(self, key: str, message: str, finding: str = "", select: str = "") -> UserError:
+        """An error about the value of one key of the definition.
+
+        Args:
+            key: the key.
+            message: what is wrong, what was expected, what to do.
+            finding: a SELECT over the table ``found`` that has a row where this is wrong; the
+                message then names the raw row.
+            select: the key of the SELECT that makes ``found``, where it is not ``key``.
+        """
+        place = self._place(select or key, finding) if finding else ""
+        at = f"{place}: " if place else ""
+        return UserError(f"{self.origin}: key '{key}': {at}{message}")
 
 
 def identifier(name: str) -> str:

@@ -239,7 +239,7 @@ BAD_ITEMS = [
     ("'s1' AS item FROM range(2)", "item 's1' has several rows"),
     ("'s1' AS item, 0.5::DOUBLE AS price", "'price' is DOUBLE, expected a category"),
     ("'s1' AS item, 1 AS value", "a feature cannot be called 'value'"),
-    ("'s1' AS item, 'x' AS content", "'content' is VARCHAR, expected a list of FLOAT"),
+    ("'s1' AS item, 'x' AS content", "'content' is VARCHAR, expected a list of numbers"),
     (
         "unnest(['s1', 's2']) AS item, unnest([[1.0], [1.0, 2.0]]) AS content",
         "'content' is of 1 to 2 numbers",

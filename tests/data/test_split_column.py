@@ -115,6 +115,6 @@ def test_training_knows_nothing_of_the_other_splits(tmp_path: Path) -> None:
 )
 def test_messages(tmp_path: Path, column: str, message: str) -> None:
     raw = answers(tmp_path / "raw")
-    with pytest.raises(UserError, match=rf"quiz\.toml: key 'split\.column': {message}"):
+    with pytest.raises(UserError, match=rf"quiz\.toml: key 'split\.column': .*{message}"):
         made(raw, tmp_path / "out", f"split.column={column}")
     assert [path.name for path in tmp_path.iterdir()] == ["raw"]
