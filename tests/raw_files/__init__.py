@@ -14,6 +14,7 @@ from raw_files.files import RawFile
 from raw_files.kuairand import kuairand, kuairand_pure
 from raw_files.movielens import movielens_1m, movielens_100k, movielens_latest
 from raw_files.news import ebnerd, mind
+from raw_files.retail import online_retail
 from raw_files.statics import statics2011
 from raw_files.taobao_mm import taobao_mm
 
@@ -29,6 +30,7 @@ SMALL: dict[str, Callable[[], list[RawFile]]] = {
     "movielens_100k": movielens_100k,
     "movielens_1m": movielens_1m,
     "movielens_latest": movielens_latest,
+    "online_retail": online_retail,
     "statics2011": statics2011,
     "taobao_mm": taobao_mm,
 }

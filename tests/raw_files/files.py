@@ -26,6 +26,8 @@ class RawFile:
     encoding: str = "utf-8"
     required: bool = True
     """False: the definition does without it."""
+    detected: bool = False
+    """The definition lets DuckDB find the delimiter: another one is no error."""
     quoted: bool = False
     """Values that hold the delimiter or a quote are quoted, as in CSV."""
     unique: bool = False
