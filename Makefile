@@ -12,7 +12,7 @@ DEV := $(VENV)/.installed-dev
 INSTALL := $(BIN)/python requirements/install.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo bench test test-slow drill hosts lint format types docs submissions wheel install clean
+.PHONY: help demo bench test test-slow drill hosts text lint format types docs submissions wheel install clean
 
 help: ## say what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -34,6 +34,10 @@ drill: $(DEV) ## kill, stop and starve trainings, twenty random kills: docs/resu
 
 hosts: $(DEV) ## train on several hosts, in network namespaces of this machine; needs root
 	$(BIN)/pytest -m hosts -rs
+
+text: $(DEV) ## embed texts by a real model: installs 260 MB more
+	$(INSTALL) text
+	$(BIN)/pytest -m text -rs
 
 bench: $(RUNTIME) ## measure the speed of everything, some minutes: docs/results/speed.md
 	$(BIN)/python -m benchmarks.bench

@@ -5,6 +5,7 @@ Used by the Makefile; only the standard library, because nothing else is there y
     .venv/bin/python requirements/install.py runtime
     .venv/bin/python requirements/install.py dev
     .venv/bin/python requirements/install.py serving   # where an exported model is served alone
+    .venv/bin/python requirements/install.py text      # models for semantic IDs from text
 
 torch comes first, because its build decides everything after it; then the pinned lists
 with --no-deps (torchrec declares the CUDA build of fbgemm, which a CPU machine must not
@@ -163,6 +164,12 @@ def install_dev() -> None:
     pip("install", "--quiet", "--no-deps", "--requirement", str(FOLDER / "dev.txt"))
 
 
+def install_text() -> None:
+    """Install what embeds texts by a named model, beside what runs."""
+    say("the pinned packages of requirements/text.txt")
+    pip("install", "--quiet", "--no-deps", "--requirement", str(FOLDER / "text.txt"))
+
+
 def check() -> None:
     """Import torch, fbgemm_gpu and torchrec in one process and print their versions.
 
@@ -183,7 +190,7 @@ def check() -> None:
 def main() -> None:
     """Read the command line and install."""
     parser = argparse.ArgumentParser(description="Install hisac_rec into this environment.")
-    parser.add_argument("what", choices=("runtime", "dev", "serving"))
+    parser.add_argument("what", choices=("runtime", "dev", "serving", "text"))
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--torch-index", default="", metavar="URL")
     given = parser.parse_args()
@@ -194,6 +201,8 @@ def main() -> None:
             install_runtime(given.device, given.torch_index)
         elif given.what == "serving":
             install_serving(given.device, given.torch_index)
+        elif given.what == "text":
+            install_text()
         else:
             install_dev()
     except InstallError as error:

@@ -54,7 +54,7 @@ def test_serving_is_a_part_of_what_runs() -> None:
     assert not {"torchrec", "fbgemm-gpu", "duckdb", "scikit-learn"} & serving.keys()
 
 
-@pytest.mark.parametrize("name", ["runtime", "cpu", "cuda", "dev", "serving"])
+@pytest.mark.parametrize("name", ["runtime", "cpu", "cuda", "dev", "serving", "text"])
 def test_a_list_holds_exact_pins_and_no_hosts(name: str) -> None:
     for line in (LISTS / f"{name}.txt").read_text().splitlines():
         assert re.fullmatch(r"|#.*|-r [a-z]+\.txt|[A-Za-z0-9._-]+==[A-Za-z0-9.!]+", line), line
@@ -80,16 +80,16 @@ def test_the_lists_pin_a_verified_set(name: str) -> None:
 
 
 def test_the_pins_are_what_the_project_declares() -> None:
-    pinned = pins("cuda") | pins("dev")
+    pinned = pins("cuda") | pins("dev") | pins("text")
     extras = PROJECT["optional-dependencies"]
-    for text in [*PROJECT["dependencies"], *extras["kubernetes"], *extras["dev"]]:
+    for text in [*PROJECT["dependencies"], *(text for extra in extras.values() for text in extra)]:
         wanted = Requirement(text)
         assert wanted.specifier.contains(pinned[canonicalize_name(wanted.name)]), text
 
 
 def test_the_lists_are_closed_and_consistent() -> None:
     """--no-deps installs nothing that is not listed: so every requirement must be."""
-    pinned = pins("cpu") | pins("dev")
+    pinned = pins("cpu") | pins("dev") | pins("text")
     checked = 0
     for package, pinned_version in pinned.items():
         try:
@@ -111,7 +111,10 @@ def test_the_lists_are_closed_and_consistent() -> None:
 
 
 def test_every_import_is_a_declared_dependency() -> None:
-    declared = {canonicalize_name(Requirement(text).name) for text in PROJECT["dependencies"]}
+    extra = PROJECT["optional-dependencies"]["text"]  # imported where it is asked for alone
+    declared = {
+        canonicalize_name(Requirement(text).name) for text in [*PROJECT["dependencies"], *extra]
+    }
     owners = packages_distributions()
     for path in sorted((ROOT / "hisac_rec").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -123,7 +126,7 @@ def test_every_import_is_a_declared_dependency() -> None:
             for module in {one.partition(".")[0] for one in modules}:
                 if module in sys.stdlib_module_names or module == "hisac_rec":
                     continue
-                given = {canonicalize_name(owner) for owner in owners.get(module, [])}
+                given = {canonicalize_name(owner) for owner in owners.get(module, [module])}
                 given = {"fbgemm-gpu" if one == "fbgemm-gpu-cpu" else one for one in given}
                 # pydantic's own core comes with it.
                 given = {"pydantic" if one == "pydantic-core" else one for one in given}
@@ -137,7 +140,7 @@ def test_the_dependencies_page_names_each_one() -> None:
     page = (ROOT / "docs" / "dependencies.md").read_text(encoding="utf-8")
     named = {canonicalize_name(name) for name in re.findall(r"^- `([\w.-]+)`", page, re.MULTILINE)}
     extras = PROJECT["optional-dependencies"]
-    texts = [*PROJECT["dependencies"], *extras["kubernetes"], *extras["dev"]]
+    texts = [*PROJECT["dependencies"], *(text for extra in extras.values() for text in extra)]
     assert named == {canonicalize_name(Requirement(text).name) for text in texts}
 
 

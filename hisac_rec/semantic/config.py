@@ -15,8 +15,15 @@ CodeCount = Annotated[int, Field(ge=2, le=65536)]
 
 
 class TextConfig(Strict):
-    """Text to vectors without a download: TF-IDF, then a truncated SVD (LSA)."""
+    """Text to vectors: without a download by TF-IDF and a truncated SVD (LSA), or by a model."""
 
+    model: str | None = None
+    """A sentence-transformers model: a folder, or a name on the Hugging Face hub. Needs the extra
+    "text". Unset: TF-IDF, which the keys from ``max_terms`` on are about."""
+    prompt: str = ""
+    """Put before every text; some models want one ("passage: ")."""
+    batch_size: int = Field(default=64, ge=1)
+    """Texts that the model reads at once."""
     max_terms: int = Field(default=50_000, ge=16)
     """Vocabulary size: the most frequent terms."""
     min_items: int = Field(default=2, ge=1)
@@ -85,9 +92,9 @@ class SemanticIdConfig(Strict):
     column of raw ids and one of lists, or ``x.npy`` beside ``x.ids.txt``; float or int8. "{raw}" is
     the folder given with ``semantic-ids --raw``."""
     dim: int | None = Field(default=None, ge=2, le=4096)
-    """Width of the vectors. None: content as it is; text and collaborative 64 each. A wider
-    content embedding is reduced to it by a truncated SVD; for two sources it is the width
-    of each."""
+    """Width of the vectors. None: content and the vectors of a text model as they are; other text
+    and collaborative 64 each. A wider embedding is reduced to it by a truncated SVD; for two
+    sources it is the width of each."""
     normalise: bool = True
     """Scale every item's vector to length 1, so that distance means angle."""
     collaborative_weight: float = Field(default=0.5, gt=0.0, lt=1.0)

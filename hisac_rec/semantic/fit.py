@@ -20,7 +20,7 @@ from hisac_rec.semantic.config import SemanticIdConfig
 from hisac_rec.semantic.quality import Refresh, Report, measure
 from hisac_rec.semantic.residual_kmeans import ResidualKMeans
 from hisac_rec.semantic.rqvae import RqVae
-from hisac_rec.semantic.sources import ItemVectors, choose_source, item_vectors
+from hisac_rec.semantic.sources import ItemVectors, Means, choose_source, item_vectors
 from hisac_rec.semantic.store import REPORT_FILE, save_semantics
 
 log = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ def fit_semantic_ids(
         UserError: the source holds too little, or more codes are asked than there are items.
     """
     log.info("semantic IDs from %s, codes %s, %s", config.source, config.codes, config.method)
-    items = item_vectors(data, config)
+    items = item_vectors(data, config, Means(str(device)))
     check_codes(config, items)
     source = rounded(items.vectors, config)
     quantiser = make_quantiser(config, device)

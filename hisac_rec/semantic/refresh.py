@@ -34,7 +34,7 @@ from hisac_rec.semantic.fit import (
 )
 from hisac_rec.semantic.predecessor import Predecessor, match_items
 from hisac_rec.semantic.quality import Refresh, Report
-from hisac_rec.semantic.sources import ItemVectors, item_vectors, placed_vectors
+from hisac_rec.semantic.sources import ItemVectors, Means, item_vectors, placed_vectors
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ def extend_semantic_ids(
     """
     config = config or old.report.config
     rows = match_items(data, old.data)
-    items = placed_vectors(data, config, old.featuriser, rows)
+    items = placed_vectors(data, config, old.featuriser, rows, _means(old, device))
     quantiser = make_quantiser(config, device)
     quantiser.restore(Codebook.of(old.semantics, device), old.quantiser)
     source = rounded(items.vectors, config)
@@ -111,14 +111,14 @@ def refit_semantic_ids(
     """
     _check(config, old)
     rows = match_items(data, old.data)
-    items = item_vectors(data, config)
+    items = item_vectors(data, config, _means(old, device))
     shared = (rows > 0) & items.known & old.semantics.known[rows.clip(0)]
     if not shared.any():
         raise UserError(
             f"{data.root}: has no item with a vector in common with {old.data.root}: raw ids are "
             "matched; fit without --from"
         )
-    there = _source_vectors(data, config, old, rows)
+    there = _source_vectors(data, config, old, rows, device)
     items, misfit = _turned(items, there, shared, old)
     check_codes(config, items)
     source = rounded(items.vectors, config)
@@ -140,12 +140,20 @@ def refit_semantic_ids(
 
 
 def _source_vectors(
-    data: PreparedData, config: SemanticIdConfig, old: Predecessor, rows: NDArray[np.int64]
+    data: PreparedData,
+    config: SemanticIdConfig,
+    old: Predecessor,
+    rows: NDArray[np.int64],
+    device: torch.device | str,
 ) -> NDArray[np.float32]:
     """[I, s] where today's items stood in the space of the earlier source vectors."""
     if config.method == "residual_kmeans":
         return old.semantics.vectors[rows.clip(0)].astype(np.float32)
-    return placed_vectors(data, config, old.featuriser, rows).vectors
+    return placed_vectors(data, config, old.featuriser, rows, _means(old, device)).vectors
+
+
+def _means(old: Predecessor, device: torch.device | str) -> Means:
+    return Means(str(device), (old.data.root,))
 
 
 def _turned(

@@ -94,7 +94,20 @@ def choose_source(data: PreparedData, config: SemanticIdConfig) -> SemanticIdCon
     return config
 
 
-def item_vectors(data: PreparedData, config: SemanticIdConfig) -> ItemVectors:
+class Means(NamedTuple):
+    """What a text model computes with."""
+
+    device: str = "cpu"
+    older: tuple[Path, ...] = ()
+    """Folders of other days, whose embedded texts are known."""
+
+
+ON_CPU = Means()
+
+
+def item_vectors(
+    data: PreparedData, config: SemanticIdConfig, means: Means = ON_CPU
+) -> ItemVectors:
     """Source vectors of all items.
 
     With two sources each half is scaled to length 1 (where ``normalise``), a half that an
@@ -104,12 +117,13 @@ def item_vectors(data: PreparedData, config: SemanticIdConfig) -> ItemVectors:
     Args:
         data: the prepared data.
         config: with a source other than "auto"; see :func:`choose_source`.
+        means: of a text model.
 
     Raises:
         UserError: no item has a vector, or values are not finite; names the row.
     """
     names = config.source.split("+")
-    found = [_source(name, data, config) for name in names]
+    found = [_source(name, data, config, means) for name in names]
     parts = [part.vectors for part in found]
     featuriser = {
         f"{name}.{key}": array
@@ -137,7 +151,11 @@ def item_vectors(data: PreparedData, config: SemanticIdConfig) -> ItemVectors:
 
 
 def placed_vectors(
-    data: PreparedData, config: SemanticIdConfig, stored: Arrays, old: NDArray[np.int64]
+    data: PreparedData,
+    config: SemanticIdConfig,
+    stored: Arrays,
+    old: NDArray[np.int64],
+    means: Means = ON_CPU,
 ) -> ItemVectors:
     """Source vectors of all items in the space of an earlier fit; nothing is fitted.
 
@@ -151,6 +169,7 @@ def placed_vectors(
         config: of the earlier fit.
         stored: its ``featuriser``.
         old: [I] row of each item in the data of that fit, -1 where it is new.
+        means: of a text model.
 
     Raises:
         UserError: the content embedding has another width, or values are not finite.
@@ -164,7 +183,7 @@ def placed_vectors(
             for key, value in stored.items()
             if key.startswith(prefix)
         }
-        found.append(_source_again(name, data, config, own, old))
+        found.append(_source_again(name, data, config, own, old, means))
     parts = [part.vectors for part in found]
     known = _known(parts)
     fit = _nonzero(parts[names.index("collaborative")]) if "collaborative" in names else known
@@ -210,12 +229,14 @@ def _besides(found: list[Part]) -> tuple[list[str], dict[str, str]]:
     return inputs, {key: value for part in found for key, value in part.digests.items()}
 
 
-def _source(name: str, data: PreparedData, config: SemanticIdConfig) -> Part:
+def _source(name: str, data: PreparedData, config: SemanticIdConfig, means: Means) -> Part:
     """Vectors of one source."""
     path = data.root / "items.parquet"
     dim = config.dim or DEFAULT_DIM
     if name == "content":
         return _reduced(_content(data, config), config)
+    if name == "text" and config.text.model is not None:
+        return _reduced(_embedded(data, config, means), config)
     if name == "text":
         return Part(*text_vectors(data.items.column("text"), dim, config.text, config.seed, path))
     return Part(*collaborative_vectors(data, dim, config.collaborative, config.seed))
@@ -226,9 +247,10 @@ def _reduced(part: Part, config: SemanticIdConfig) -> Part:
     given = part.vectors
     width = np.array(given.shape[1])
     if config.dim is None or config.dim >= given.shape[1]:
-        return part._replace(made_by={"width": width})
+        return part._replace(made_by=part.made_by | {"width": width})
     reduced, directions = reduce_width(given, config.dim, config.seed)
-    return part._replace(vectors=reduced, made_by={"width": width, "directions": directions})
+    made_by = part.made_by | {"width": width, "directions": directions}
+    return part._replace(vectors=reduced, made_by=made_by)
 
 
 def _reduced_again(part: Part, stored: Arrays, where: str) -> Part:
@@ -245,15 +267,44 @@ def _reduced_again(part: Part, stored: Arrays, where: str) -> Part:
 
 
 def _source_again(
-    name: str, data: PreparedData, config: SemanticIdConfig, stored: Arrays, old: NDArray[np.int64]
+    name: str,
+    data: PreparedData,
+    config: SemanticIdConfig,
+    stored: Arrays,
+    old: NDArray[np.int64],
+    means: Means,
 ) -> Part:
     """Vectors of one source in the space of an earlier :func:`_source`."""
     if name == "content":
         where = config.embeddings or f"{data.root / 'items.parquet'}: 'content'"
         return _reduced_again(_content(data, config), stored, where)
+    if name == "text" and config.text.model is not None:
+        part = _embedded(data, config, means)
+        if part.digests["text.model"] != str(stored["model"]):
+            raise UserError(
+                f"key 'semantic_ids.text.model' = '{config.text.model}': is not the model of the "
+                "earlier fit (its weights or prompt differ), so its vectors lie elsewhere; fit "
+                "these items anew, without --from"
+            )
+        return _reduced_again(part, stored, f"'{config.text.model}'")
     if name == "text":
         return Part(text_vectors_again(data.items.column("text"), config.text, stored), {})
     return Part(fold_in(data, old, stored, config.collaborative, config.seed), {})
+
+
+def _embedded(data: PreparedData, config: SemanticIdConfig, means: Means) -> Part:
+    """The items' texts by the model that the settings name."""
+    from hisac_rec.semantic.text_model import CACHE_FILE, embed_texts
+
+    found = embed_texts(
+        data.items.column("text"),
+        config.text,
+        cache=data.root / CACHE_FILE,
+        older=[folder / CACHE_FILE for folder in means.older],
+        device=means.device,
+    )
+    made_by = {"model": np.array(found.digest)}
+    return Part(found.vectors, made_by, [found.said], {"text.model": found.digest})
 
 
 def _content(data: PreparedData, config: SemanticIdConfig) -> Part:
