@@ -24,6 +24,7 @@ from hisac_rec.semantic.alignment import NEW, settle, stay
 from hisac_rec.semantic.codebook import Codebook
 from hisac_rec.semantic.config import SemanticIdConfig
 from hisac_rec.semantic.fit import (
+    TABLE,
     Fitted,
     check_codes,
     fit_rows,
@@ -62,6 +63,13 @@ def extend_semantic_ids(
         UserError: this data lacks what the vectors come from, or it has another form.
     """
     config = config or old.report.config
+    if data.manifest.definition.get(TABLE) != old.data.manifest.definition.get(TABLE):
+        log.warning(
+            "[%s] of %s is not that of %s: where its codebook is kept, its settings hold",
+            TABLE,
+            data.root,
+            old.data.root,
+        )
     rows = match_items(data, old.data)
     items = placed_vectors(data, config, old.featuriser, rows, _means(old, device))
     quantiser = make_quantiser(config, device)

@@ -12,13 +12,14 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
@@ -77,26 +78,25 @@ def embed_texts(
     model = load_model(config.model, device)
     digest = model_digest(model, config)
     lines = [(line or "").strip() for line in text.to_pylist()]
-    keys = [_key(line) if line else b"" for line in lines]
-    wanted = dict(zip(keys, lines, strict=True))
-    wanted.pop(b"", None)
-    known = _read_caches((cache, *older), digest, wanted)
-    missing = [key for key in wanted if key not in known]
-    known |= dict(
-        zip(missing, _embed(model, [wanted[key] for key in missing], config), strict=True)
-    )
-    width = model.get_embedding_dimension()
-    vectors = np.zeros((len(keys), width), np.float16)
-    for row, key in enumerate(keys):
-        if key:
-            vectors[row] = known[key]
-    if missing or not cache.is_file():
-        _write_cache(cache, digest, wanted, known, width)
+    keys = pa.array([_key(line) if line else None for line in lines], pa.binary())
+    texts = keys.dictionary_encode()
+    wanted: pa.Array = texts.dictionary
+    found = np.zeros((len(wanted), model.get_embedding_dimension()), np.float16)
+    known = _read_caches((cache, *older), digest, wanted, found)
+    # Of equal texts, that of the first item.
+    first = pc.index_in(wanted, value_set=keys).to_numpy()[~known]
+    if len(first):
+        found[~known] = _embed(model, [lines[row] for row in first], config)
+    if len(first) or not cache.is_file():
+        _write_cache(cache, digest, wanted, found)
+    vectors = np.zeros((len(lines), found.shape[1]), np.float32)
+    there = keys.is_valid().to_numpy(zero_copy_only=False)
+    vectors[there] = found[texts.indices.drop_null().to_numpy()]
     said = (
-        f"text model {config.model} ({digest}): {len(missing):,} texts embedded, "
-        f"{len(wanted) - len(missing):,} known from before"
+        f"text model {config.model} ({digest}): {len(first):,} texts embedded, "
+        f"{int(known.sum()):,} known from before"
     )
-    return Embedded(vectors.astype(np.float32), digest, said)
+    return Embedded(vectors, digest, said)
 
 
 def load_model(name: str, device: str) -> Any:
@@ -133,7 +133,7 @@ def model_digest(model: Any, config: TextConfig) -> str:
     return digest.hexdigest()[:16]
 
 
-def _embed(model: Any, texts: list[str], config: TextConfig) -> Iterable[NDArray[np.float16]]:
+def _embed(model: Any, texts: list[str], config: TextConfig) -> NDArray[np.float16]:
     """[t, s] of texts, a chunk at a time."""
     parts = []
     with progress("embed text", len(texts), "texts") as advance:
@@ -148,7 +148,7 @@ def _embed(model: Any, texts: list[str], config: TextConfig) -> Iterable[NDArray
             )
             parts.append(np.asarray(found, np.float16))
             advance(len(chunk))
-    return np.concatenate(parts) if parts else []
+    return np.concatenate(parts)
 
 
 def _key(line: str) -> bytes:
@@ -156,10 +156,10 @@ def _key(line: str) -> bytes:
 
 
 def _read_caches(
-    paths: Sequence[Path], digest: str, wanted: dict[bytes, str]
-) -> dict[bytes, NDArray[np.float16]]:
-    """What the files know of the texts that are wanted."""
-    known: dict[bytes, NDArray[np.float16]] = {}
+    paths: Sequence[Path], digest: str, wanted: pa.Array, into: NDArray[np.float16]
+) -> NDArray[np.bool_]:
+    """Copy what the files know of the texts [t] that are wanted; says which they knew."""
+    known = np.zeros(len(wanted), bool)
     for path in paths:
         if not path.is_file():
             continue
@@ -171,28 +171,23 @@ def _read_caches(
         if (table.schema.metadata or {}).get(MODEL_KEY, b"").decode() != digest:
             log.info("%s: of another model or prompt; its texts are embedded again", path)
             continue
-        column = table["vector"].combine_chunks()
-        matrix = column.flatten().to_numpy().reshape(len(column), -1)
-        for row, key in enumerate(table["text"].to_pylist()):
-            if key in wanted:
-                known.setdefault(key, matrix[row].copy())
+        there = table["text"].cast(pa.binary())
+        rows = pc.index_in(wanted, value_set=there).fill_null(-1).to_numpy()
+        new = (rows >= 0) & ~known
+        matrix = table["vector"].combine_chunks().flatten().to_numpy().reshape(-1, into.shape[1])
+        into[new] = matrix[rows[new]]
+        known |= new
     return known
 
 
-def _write_cache(
-    path: Path,
-    digest: str,
-    wanted: dict[bytes, str],
-    known: dict[bytes, NDArray[np.float16]],
-    width: int,
-) -> None:
-    """The texts of this data, whole or not at all."""
-    keys = sorted(wanted)
-    rows = np.stack([known[key] for key in keys]) if keys else np.zeros((0, width), np.float16)
+def _write_cache(path: Path, digest: str, texts: pa.Array, vectors: NDArray[np.float16]) -> None:
+    """The texts of this data, in an order of their own, whole or not at all."""
+    order = pc.sort_indices(texts)
+    rows = vectors[order.to_numpy()]
     table = pa.table(
         {
-            "text": pa.array(keys, pa.binary(DIGEST_BYTES)),
-            "vector": pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), width),
+            "text": texts.take(order).cast(pa.binary(DIGEST_BYTES)),
+            "vector": pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), rows.shape[1]),
         }
     ).replace_schema_metadata({MODEL_KEY: digest.encode()})
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -276,6 +277,22 @@ def test_settings_that_cannot_be_aligned_are_named(days: tuple[PreparedData, Pre
     fit(old)
     with pytest.raises(UserError, match=r"semantic_ids\.source' = 'text', that of .* is 'content'"):
         refit(new, old, "source=text")
+
+
+def test_other_settings_of_the_definition_are_said_not_taken(
+    days: tuple[PreparedData, PreparedData], caplog: pytest.LogCaptureFixture
+) -> None:
+    old, new = days
+    fit(old)
+    extend_semantic_ids(new, open_predecessor(old))
+    assert "its settings hold" not in caplog.text
+    path = new.root / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["definition"] = {"semantic_ids": {"codes": [9, 9]}}
+    path.write_text(json.dumps(manifest))
+    extend_semantic_ids(PreparedData(new.root), open_predecessor(old))
+    assert "its settings hold" in caplog.text
+    assert load_semantics(new).code_counts == [4, 6]
 
 
 def test_nothing_in_common_is_said(tmp_path: Path) -> None:
