@@ -103,13 +103,8 @@ def run(
     old = None if from_ is None else open_predecessor(PreparedData(from_))
     if old is None or refit:
         config = resolve_config(prepared, overrides or [], embeddings=embeddings, raw=raw)
-    elif overrides:
-        raise UserError(
-            f"--set {overrides[0]}: the settings of {from_} hold where its codebook is kept; "
-            "leave --set away, or fit again with --refit"
-        )
     else:
-        config = with_embeddings(old.report.config, embeddings, raw)
+        config = with_embeddings(_kept(old, overrides or []), embeddings, raw)
     if not force and _is_there(prepared, config, old, refit):
         log.info("%s: semantic IDs of these settings are there already", data)
         report = read_report(prepared)
@@ -129,6 +124,21 @@ def run(
     console.print(_summary(report), highlight=False, soft_wrap=True)
     console.print(_examples(prepared))
     console.print(f"for people: {page}", highlight=False, soft_wrap=True)
+
+
+def _kept(old: Predecessor, overrides: list[str]) -> SemanticIdConfig:
+    """The settings of a codebook that is kept; where its text model lies may have changed."""
+    from hisac_rec.config import apply_overrides, validate
+    from hisac_rec.semantic.config import SemanticIdConfig
+
+    for text in overrides:
+        if text.partition("=")[0].strip() not in ("text.model", "text.batch_size"):
+            raise UserError(
+                f"--set {text}: the settings of {old.data.root} hold where its codebook is kept; "
+                "leave it away, or fit again with --refit"
+            )
+    raw = apply_overrides(old.report.config.model_dump(), overrides)
+    return validate(SemanticIdConfig, raw, "--set")
 
 
 def _is_there(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from operator import attrgetter
 
 import numpy as np
 import torch
@@ -43,6 +44,8 @@ SAME = 1e-4
 """Two sets of vectors that differ by less than this share of squared length are in one space."""
 FIXED = ("source", "dim", "normalise", "method", "codes", "vector_dtype")
 """Settings that a refit shares with what it goes on from."""
+FIXED_RQVAE = ("rqvae.latent_dim", "rqvae.hidden", "text.model")
+"""And besides, where networks are trained on."""
 
 
 def extend_semantic_ids(
@@ -237,11 +240,11 @@ def _compare(
 
 
 def _check(config: SemanticIdConfig, old: Predecessor) -> None:
-    was = old.report.config
-    for key in FIXED:
-        if getattr(config, key) != getattr(was, key):
+    keys = FIXED + (FIXED_RQVAE if config.method == "rqvae" else ())
+    for key in keys:
+        mine, its = (attrgetter(key)(of) for of in (config, old.report.config))
+        if mine != its:
             raise UserError(
-                f"key 'semantic_ids.{key}' = {getattr(config, key)!r}, that of {old.data.root} is "
-                f"{getattr(was, key)!r}: codes can only be aligned between equal ones; set it to "
-                "that, or fit without --from"
+                f"key 'semantic_ids.{key}' = {mine!r}, that of {old.data.root} is {its!r}: codes "
+                "can only be aligned between equal ones; set it to that, or fit without --from"
             )

@@ -107,6 +107,8 @@ def test_a_kept_codebook_has_its_settings(data: PreparedData, tomorrow: Prepared
     call(data)
     with pytest.raises(UserError, match=r"the settings of .* hold"):
         call(tomorrow, "--from", str(data.root), "--set", "codes=[3, 3]")
+    call(tomorrow, "--from", str(data.root), "--set", "text.batch_size=8")  # what may move
+    assert load_semantics(tomorrow).code_counts == [5, 4]
     with pytest.raises(UserError, match="--refit needs --from"):
         call(tomorrow, "--refit")
 

@@ -277,6 +277,9 @@ def test_settings_that_cannot_be_aligned_are_named(days: tuple[PreparedData, Pre
     fit(old)
     with pytest.raises(UserError, match=r"semantic_ids\.source' = 'text', that of .* is 'content'"):
         refit(new, old, "source=text")
+    fit(old, *RQVAE)
+    with pytest.raises(UserError, match=r"rqvae\.hidden' = \[8\], that of .* is \[16\]"):
+        refit(new, old, *RQVAE, "rqvae.hidden=[8]")
 
 
 def test_other_settings_of_the_definition_are_said_not_taken(
