@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from itertools import islice
 from pathlib import Path
 
 import duckdb
@@ -16,6 +18,9 @@ _FILE = re.compile(r"^\s*file = (.+)$", re.MULTILINE)
 _SNIFFED = re.compile(r'Error when sniffing file "(.+)"')
 _DELIMITER = re.compile(r"Delimiter Candidates: '([^']+)'\s*$", re.MULTILINE)
 _UTF8 = re.compile(r'Invalid string encoding found in (?:Parquet )?file "([^"]+)"')
+_JSON = re.compile(
+    r'JSON (?:transform error )?in file "([^"]+)", (?:at byte \d+ )?in line (\d+): (.*)'
+)
 _SHOWN = 160
 
 
@@ -43,6 +48,9 @@ def explained(error: duckdb.Error) -> str | None:
     if sniffed is not None:
         delimiters = _DELIMITER.search(said)
         return _not_a_table(Path(sniffed[1]), delimiters[1] if delimiters else None)
+    record = _JSON.search(said)
+    if record is not None:
+        return _bad_record(Path(record[1]), int(record[2]), record[3])
     broken = _UTF8.search(said)
     if broken is not None:
         return _not_utf8(Path(broken[1]))
@@ -68,6 +76,30 @@ def _not_a_table(path: Path, delimiter: str | None) -> str:
         f"{path}: DuckDB cannot tell the columns of this file apart; get the file again, or "
         "say delim, quote and encoding in read_csv"
     )
+
+
+def _bad_record(path: Path, number: int, reason: str) -> str:
+    """A line that is no JSON, or holds another type than asked for.
+
+    Of a line that is no JSON, DuckDB gives the number after it.
+    """
+    with open_bytes(path) as file:
+        before, line = [b"", *islice(file, max(0, number - 2), number)][-2:]
+    if not _is_json(before):
+        number, line = number - 1, before
+    return (
+        f"{path}, line {number}: {reason}\n  {_cut(line.decode(errors='replace').rstrip())}\n"
+        "Mend or remove that line, or get the file again, unpacked whole; where the file is as it "
+        "should be, mend the columns of read_json"
+    )
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line.decode() or "null")
+    except ValueError:
+        return False
+    return True
 
 
 def _not_utf8(path: Path) -> str:

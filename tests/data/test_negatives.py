@@ -217,6 +217,14 @@ def test_items_kept_out_of_training_are_not_drawn_there(make: Callable[..., Prep
     assert drawn["test"] & never
 
 
+def test_further_tasks_do_not_apply_to_draws(make: Callable[..., PreparedData]) -> None:
+    data = make("requests.tasks={late='time > 50000'}")
+    for row in pq.read_table(data.root / "test").to_pylist():
+        for request in row["requests"]:
+            further = [request["time"] > 50_000 if y else None for y in request["labels"]]
+            assert request["labels_late"] == further
+
+
 def one_positive_each(users: int, time: int, item: int) -> SplitRows:
     """Requests of one candidate, one a user, without history."""
     ones, ends = np.ones(users), np.arange(users + 1)
