@@ -80,9 +80,9 @@ def _of_label(proposal: Proposal, found: Figures) -> Iterator[Concern]:
     if label.kind == "none":
         yield Concern(
             "positives-alone",
-            f"{label.reason}: every candidate would be a success, and a model learns nothing",
-            "name the column with --label, or give non-events in the SELECT; AUC is not defined "
-            "without them",
+            f"{label.reason}: non-events are drawn among popular items ([requests.negatives])",
+            "name the column with --label if there is one, or give what was shown in the SELECT; "
+            "AUC over drawn non-events compares models, but is not that of a real page",
         )
         return
     rate = found.rate or 0.0

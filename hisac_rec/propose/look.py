@@ -20,7 +20,7 @@ from hisac_rec.propose.figures import Figures, add_split, figures
 from hisac_rec.propose.files import RawTable, common_folder, take_in
 from hisac_rec.propose.labels import choose_label
 from hisac_rec.propose.leakage import find_leaks
-from hisac_rec.propose.proposal import Log, Options, Proposal, Split, sized_codes
+from hisac_rec.propose.proposal import Log, Negatives, Options, Proposal, Split, sized_codes
 from hisac_rec.propose.roles import choose_group, choose_ids, choose_time, given
 from hisac_rec.propose.sides import Side
 from hisac_rec.propose.sqltext import quoted
@@ -29,7 +29,8 @@ from hisac_rec.propose.writing import as_toml, read_back
 RAW, EVENTS = "looked.raw_events", "looked.events"
 LOOKED_EVENTS = 20_000_000
 """Beyond about this many events figures are those of a sample of users."""
-HALF_HOUR = 1800
+HALF_HOUR, MONTH = 1_800, 2_592_000
+PER_POSITIVE = 4
 SEEN_ENOUGH = 0.3
 """Share of test candidates by users known from training below which time is no good split."""
 
@@ -122,6 +123,7 @@ def _propose(
         split=split,
         group=group,
         group_reason=group_reason,
+        negatives=_negatives(log, found),
         min_events=_min_events(db, log, found),
         semantic_source=_meaning(items),
         codes=sized_codes(found.items),
@@ -329,8 +331,7 @@ def _group(db: Database, log: Log) -> tuple[str, str]:
     """``requests.group`` and why."""
     if log.group is not None:
         sql = "request" if log.group.columns else log.group.sql
-        name = ", ".join(log.group.columns) or log.group.sql
-        return sql, f"{name}: {log.group.reason}"
+        return sql, log.group.reason
     if log.moment.clock and log.label.impressions and not log.moment.by_day:
         mean = db.rows(
             f'SELECT count(*) / count(DISTINCT ("user", time // {HALF_HOUR})) FROM {EVENTS}'
@@ -353,6 +354,14 @@ def _min_events(db: Database, log: Log, found: Figures) -> int:
         f'FROM {EVENTS} GROUP BY "user")'
     )[0][0]
     return 5 if median >= 20 else 0
+
+
+def _negatives(log: Log, found: Figures) -> Negatives | None:
+    """Non-events for a log of successes alone: popular items, of the last month in a long log."""
+    if log.label.kind != "none":
+        return None
+    long = log.moment.clock and found.last - found.first >= 4 * MONTH
+    return Negatives(PER_POSITIVE, MONTH if long else None)
 
 
 def _meaning(items: Side | None) -> str:

@@ -88,6 +88,7 @@ def recognise(
     if facts.is_moment:
         day = facts.kind == "DATE"
         name = "dates" if day else "timestamps without a time zone"
+        name += f", taken for {zone}" if zone else ""
         inner = f"{column}::TIMESTAMP" if zone and facts.kind != "TIMESTAMP" else column
         return Moment(_zoned(inner, zone), name, naive=zone is None and not day, by_day=day)
     if facts.is_number and facts.quantiles:

@@ -52,6 +52,14 @@ class Split:
 
 
 @dataclass(frozen=True)
+class Negatives:
+    """``[requests.negatives]``, for a log of successes alone."""
+
+    per_positive: int
+    window: int | None
+
+
+@dataclass(frozen=True)
 class Log:
     """The SELECT of ``source.events``, in parts."""
 
@@ -100,6 +108,7 @@ class Proposal:
     split: Split
     group: str
     group_reason: str
+    negatives: Negatives | None
     min_events: int
     semantic_source: str
     codes: tuple[int, int]
@@ -129,6 +138,14 @@ class Proposal:
         requests["label"] = label.sql
         if self.group != "event":
             requests["group"] = self.group
+        if self.negatives is not None:
+            drawn: dict[str, Any] = {
+                "per_positive": self.negatives.per_positive,
+                "by": "popularity",
+            }
+            if self.negatives.window is not None:
+                drawn["window"] = self.negatives.window
+            requests["negatives"] = drawn
         split: dict[str, Any] = {"by": self.split.by}
         if self.split.by == "time":
             split |= {"valid_from": self.split.valid_from, "test_from": self.split.test_from}
@@ -147,6 +164,14 @@ class Proposal:
         if min_count:
             made["features"] = {"min_count": min_count}
         return made
+
+    @property
+    def group_name(self) -> str:
+        """What a request is made by, as the raw files call it."""
+        group = self.log.group
+        if group is None:
+            return self.group
+        return ", ".join(group.columns) or group.sql
 
     def description(self) -> str:
         """One line, for people."""

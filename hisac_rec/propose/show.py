@@ -71,7 +71,7 @@ def _choices(looked: Looked) -> Table:
         option = ", ".join(choice.rivals[:4])
         why = choice.reason
         table.add_row(choice.role, *(escape(cell) for cell in (column, why, option)))
-    table.add_row("request", escape(proposal.group), escape(proposal.group_reason), "")
+    table.add_row("request", escape(proposal.group_name), escape(proposal.group_reason), "")
     table.add_row("split", proposal.split.by, escape(proposal.split.reason), "")
     return table
 
@@ -102,22 +102,11 @@ def _side(side: Side) -> Table:
 def _figures(looked: Looked) -> Table:
     found, moment = looked.figures, looked.proposal.log.moment
     title = "events" if found.share == 1 else f"events (a sample: {found.share:.1%} of the users)"
-    table = _table(
-        title,
-        "rows",
-        "used",
-        "users",
-        "items",
-        "events per user",
-        "per item",
-        "from",
-        "to",
-        right=True,
-    )
+    columns = ("used", "users", "items", "per user: median, 95 %, most", "per item", "from", "to")
+    table = _table(title, "rows", *columns, right=True)
     ends = [written(t) if moment.clock else f"{t:,}" for t in (found.first, found.last)]
     sizes = [
-        f"{median:,} (median), {p95:,} (95 %), {most:,} (most)"
-        for median, p95, most in (found.per_user, found.per_item)
+        f"{median:,}, {p95:,}, {most:,}" for median, p95, most in (found.per_user, found.per_item)
     ]
     numbers = [f"{n:,}" for n in (found.rows_read, found.events, found.users, found.items)]
     table.add_row(*numbers, *sizes, *ends)
@@ -136,6 +125,9 @@ def _splits(looked: Looked) -> Table:
     )
     for split, one in looked.figures.splits.items():
         rate = "-" if one.rate is None else f"{one.rate:.1%}"
+        if looked.proposal.negatives is not None:
+            counts = looked.manifest.splits[split]  # type: ignore[index]
+            rate = f"{counts.positives / counts.candidates:.1%} with drawn non-events"
         new = ("", "") if split == "train" else (f"{one.new_users:.1%}", f"{one.new_items:.1%}")
         table.add_row(split, f"{one.candidates:,}", rate, *new)
     return table

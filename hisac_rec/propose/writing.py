@@ -35,6 +35,10 @@ def as_toml(proposal: Proposal, warnings: list[str], command: str) -> str:
             continue
         lines += ["", f"[{table}]"]
         for key, value in made[table].items():
+            if key == "negatives":
+                lines += ["", "[requests.negatives] # the log holds successes alone"]
+                lines += [_pair(name, one) for name, one in value.items()]
+                continue
             after = (
                 f" # {written(value)} UTC"
                 if key in ("valid_from", "test_from") and made["clock"]
@@ -93,7 +97,7 @@ def _head(proposal: Proposal, warnings: list[str], command: str) -> str:
         else:
             what = ", ".join(choice.columns) or choice.sql
         parts.append(f"- {choice.role}: {what}: {choice.reason}")
-    parts.append(f"- request: {proposal.group}: {proposal.group_reason}")
+    parts.append(f"- request: {proposal.group_name}: {proposal.group_reason}")
     parts.append(f"- split: {proposal.split.reason}")
     for side in (proposal.items, proposal.users):
         if side is None or not (side.features or side.text or side.content or side.dropped):
