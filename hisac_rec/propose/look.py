@@ -241,7 +241,7 @@ def _sides(
             files += [one for one in of_file.names if one not in files]
             notes += of_file.notes
         elif len(choice.columns) == 1:
-            time = log.moment.sql if log.time.columns else "0"
+            time = _in_order(log, facts)
             free = [name for name in facts if name not in taken]
             found[side] = sides.from_events(
                 db, side, RAW, table, facts, choice.sql, time, free, options.drop
@@ -249,6 +249,17 @@ def _sides(
             taken |= _used(facts, found[side])
     items, users = found.get("item"), found.get("user")
     return items, users, files, notes
+
+
+def _in_order(log: Log, facts: dict[str, Facts]) -> str:
+    """SQL by which events are in order of time: the column itself where that will do."""
+    if not log.time.columns:
+        return "0"
+    fact = facts.get(log.time.columns[0])
+    plain = log.moment.form != "an expression" and not log.moment.doubts
+    if plain and fact is not None and (fact.is_moment or fact.is_number):
+        return quoted(fact.name)
+    return log.moment.sql
 
 
 def _used(facts: dict[str, Facts], side: Side) -> set[str]:

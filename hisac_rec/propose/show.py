@@ -101,15 +101,19 @@ def _side(side: Side) -> Table:
 
 def _figures(looked: Looked) -> Table:
     found, moment = looked.figures, looked.proposal.log.moment
-    title = "events" if found.share == 1 else f"events (a sample: {found.share:.1%} of the users)"
-    columns = ("used", "users", "items", "per user: median, 95 %, most", "per item", "from", "to")
-    table = _table(title, "rows", *columns, right=True)
-    ends = [written(t) if moment.clock else f"{t:,}" for t in (found.first, found.last)]
-    sizes = [
-        f"{median:,}, {p95:,}, {most:,}" for median, p95, most in (found.per_user, found.per_item)
-    ]
-    numbers = [f"{n:,}" for n in (found.rows_read, found.events, found.users, found.items)]
-    table.add_row(*numbers, *sizes, *ends)
+    sampled = "" if found.share == 1 else f" (a sample: {found.share:.1%} of the users)"
+    table = Table(title=f"events{sampled}", title_justify="left", show_header=False)
+    table.add_row("rows", f"{found.rows_read:,}, of which {found.events:,} are used")
+    for name, n, (median, p95, most) in (
+        ("users", found.users, found.per_user),
+        ("items", found.items, found.per_item),
+    ):
+        spread = f"median {median:,}, 95 % have at most {p95:,}, most {most:,}"
+        table.add_row(name, f"{n:,}; events of each: {spread}")
+    if moment.clock:
+        table.add_row("time", f"{written(found.first)} to {written(found.last)} UTC")
+    else:
+        table.add_row("order", f"{found.first:,} to {found.last:,}")
     return table
 
 
