@@ -108,7 +108,7 @@ def run_cell(task: Task) -> None:
 
 def _finish(task: Task, job: Job, folder: RunFolder, ranks: Ranks, seconds: float) -> None:
     predictions = read_predictions(folder.predictions(task.split))
-    rows = describe_rows(predictions)
+    rows = describe_rows(predictions, job.data)
     method = job.unsharded().head.dense.method
     content = Cell(
         data=task.data_name,

@@ -129,6 +129,9 @@ class Scores(Strict):
 class Rows(Strict):
     """The rows that were predicted; the same for every cell of a data set."""
 
+    task: str = ""
+    """What they are labelled with; empty: the data set's main task."""
+
     digest: str
     """Over user, time, item and label of every row."""
     rows: int

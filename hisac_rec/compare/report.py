@@ -122,10 +122,11 @@ def _markdown(
 def _introduction(summary: DataSummary) -> str:
     first = summary.first
     rows, identity = first.rows, first.identity
+    of = f" of {rows.task}" if rows.task else ""
     return (
         f"## {summary.data}, {identity.split} split\n\n"
         f"{rows.rows:,} candidates in {rows.requests:,} requests of {rows.users:,} users; positive "
-        f"rate {rows.positive_rate:.4f}. GAUC leaves out {rows.left_out_users:,} users whose "
+        f"rate {rows.positive_rate:.4f}{of}. GAUC leaves out {rows.left_out_users:,} users whose "
         f"labels are all equal. Intervals: {CONFIDENCE:.0%}, {identity.draws} bootstrap draws over "
         "users.\n"
     )

@@ -32,7 +32,7 @@ DRAW_SEED = 0
 """Of the bootstrap draws of every cell: with the same users, the same users are drawn."""
 
 
-def describe_rows(predictions: Predictions) -> Rows:
+def describe_rows(predictions: Predictions, data: PreparedData) -> Rows:
     """What was predicted; two cells are comparable where this is equal. O(n log n)."""
     digest = hashlib.sha256()
     for column in (predictions.user, predictions.time, predictions.item, predictions.label):
@@ -40,6 +40,7 @@ def describe_rows(predictions: Predictions) -> Rows:
     users, group = np.unique(predictions.user, return_inverse=True)
     by_user = auc_per_group(predictions.label, predictions.label, group, len(users))
     return Rows(
+        task="" if predictions.task == data.manifest.task else predictions.task,
         digest=digest.hexdigest()[:16],
         rows=len(predictions),
         users=len(users),
@@ -123,5 +124,5 @@ def score_reference(
         true = predictions.probability.astype(np.float64)
         found[ORACLE] = score(predictions, data, true, true, draws)
     return Reference(
-        data=name, rows=describe_rows(predictions), split=split, draws=draws, predictors=found
+        data=name, rows=describe_rows(predictions, data), split=split, draws=draws, predictors=found
     )

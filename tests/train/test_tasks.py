@@ -20,10 +20,12 @@ import torch
 import uvicorn
 from planted_tasks import TASKS, planted_data
 from training import logged, one_process, predict_run, small_config, train_run
+from training import read_predictions as columns_of
 from typer.testing import CliRunner
 
 from hisac_rec.checkpoints.warm_start import WarmStart
 from hisac_rec.cli.app import app
+from hisac_rec.compare.score import describe_rows
 from hisac_rec.config import validate
 from hisac_rec.data.assemble import BatchAssembler
 from hisac_rec.data.batch import RequestBatch
@@ -32,6 +34,7 @@ from hisac_rec.data.loader import RequestBatches
 from hisac_rec.data.tasks import TaskConfig
 from hisac_rec.errors import UserError
 from hisac_rec.evaluation.metrics import auc, gauc
+from hisac_rec.evaluation.predictions import read_predictions
 from hisac_rec.evaluation.report import ITEM_AND_USER_MEAN, ITEM_MEAN
 from hisac_rec.evaluation.results import Report
 from hisac_rec.ranker.build import build_ranker
@@ -84,6 +87,7 @@ def joint(folder: Path, data: PreparedData) -> Trained:
 def alone(folder: Path, data: PreparedData) -> Trained:
     """A model that does not ask for tasks, of the same data."""
     train_run(small_config(*FEATURES, "name=alone"), data, folder / "alone")
+    predict_run(folder / "alone", data)
     return Trained(data, folder / "alone")
 
 
@@ -182,8 +186,9 @@ def test_one_task_stays_what_it_was(alone: Trained, folder: Path) -> None:
     plain = Trained(planted_data(folder, out="plain"), folder / "one")
     train_run(small_config(*FEATURES), plain.data, plain.out)
     found = []
+    predict_run(plain.out, plain.data)
     for one in (alone, plain):
-        found.append(predict_run(one.out, one.data))
+        found.append(columns_of(one.run.predictions("test")))
         stored = one.run.checkpoints().find("last")
         manifest = json.loads((stored / "manifest.json").read_text())
         assert "tasks" not in manifest["architecture"]
@@ -191,6 +196,19 @@ def test_one_task_stays_what_it_was(alone: Trained, folder: Path) -> None:
     assert found[0].keys() == found[1].keys()
     for name, values in found[0].items():
         assert np.array_equal(values, found[1][name]), name
+
+
+def test_a_comparison_knows_what_it_is_about(joint: Trained, alone: Trained) -> None:
+    """The main task's rows are the same whatever else was learned; those of another are not."""
+    of_click, of_purchase = (
+        describe_rows(read_predictions(joint.run.predictions("test"), task), joint.data)
+        for task in (None, "purchase")
+    )
+    plain = read_predictions(alone.run.predictions("test"))
+    assert describe_rows(plain, alone.data) == of_click
+    assert (of_click.task, of_purchase.task) == ("", "purchase")
+    (purchase,) = [task for task in joint.data.manifest.tasks if task.name == "purchase"]
+    assert of_purchase.rows == purchase.labelled["test"] < of_click.rows
 
 
 def logged_keys(out: Path) -> set[str]:
