@@ -259,3 +259,25 @@ def test_care(tmp_path: Path) -> None:
     ]
     assert values(data, "vocabulary")[by_id["LAB//3"]["vocabulary"]] == "LAB"
     assert data.manifest.splits["train"].positives > data.manifest.splits["test"].positives > 0
+
+
+def test_assistments(tmp_path: Path) -> None:
+    data = made("assistments_2009", tmp_path)
+    rows = rows_of("assistments_2009", "skill_builder_data.csv")
+    answers = {(r[2], r[0]): (str(r[4]), r[6], r[26]) for r in rows if r[5]}
+    assert len(answers) < sum(bool(r[5]) for r in rows)  # some problems train two skills
+    types = {(1, 0): "right", (0, 0): "wrong", (0, 1): "hint"}
+    found = {}
+    for split in SPLITS:
+        for request in requests(data, split):
+            pupil, time = int(request["user"]), request["time"]
+            seen = [answers[key] for key in sorted(answers) if key[0] == pupil and key[1] < time]
+            assert request["history"] == [(item, types[right, hint]) for item, right, hint in seen]
+            [found[pupil, time]] = request["shown"]
+    assert len(found) == len(answers) - 4 * 5
+    assert all(answers[key][:2] == answer for key, answer in found.items())
+    by_id = {item["raw_id"]: item for item in data.items.to_pylist()}
+    assert by_id["51406"]["text"] == "Ordering, Fractions . Pattern Finding"
+    known = [values(data, "skill")[skill] for skill in by_id["51406"]["skill"]]
+    assert known == ["Ordering, Fractions", "Pattern Finding"]
+    assert by_id["51405"]["skill"] == [0]

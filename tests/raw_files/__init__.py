@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from raw_files.assistments import assistments_2009
 from raw_files.care import care_events
 from raw_files.files import RawFile
 from raw_files.kuairand import kuairand, kuairand_pure
@@ -26,6 +27,7 @@ __all__ = ["SMALL", "RawFile", "write"]
 SMALL: dict[str, Callable[[], list[RawFile]]] = {
     "amazon_2023": amazon_2023,
     "amazon_2023_ratings": amazon_2023_ratings,
+    "assistments_2009": assistments_2009,
     "care_events": care_events,
     "ebnerd": ebnerd,
     "kuairand_1k": lambda: kuairand("1k"),
