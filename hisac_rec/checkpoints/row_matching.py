@@ -9,8 +9,7 @@ Legend: n rows of a slice, I items, D levels, C_l codes of level l.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -21,12 +20,11 @@ from numpy.typing import NDArray
 
 from hisac_rec.data.contract import PreparedData
 from hisac_rec.data.jagged import Ints
+from hisac_rec.data.vocabulary import CODES, VocabularyConfig, raw_values
 from hisac_rec.semantic.store import Semantics, prefix_ids
 
 Rows: TypeAlias = Callable[[int, int], Ints]
 """(first, past the last) row here -> [n] the row there of each, -1 where there is none."""
-
-CODES = re.compile(r"(sid|prefix)(\d+)")
 
 
 @dataclass(frozen=True)
@@ -50,6 +48,8 @@ class RowMatcher:
         there: the data that was trained on.
         codes_here: its semantic ids, where it has any.
         codes_there: likewise.
+        vocabularies: of the tables of this model, as far as they are not dense.
+        vocabularies_there: of those of that model.
     """
 
     def __init__(
@@ -58,20 +58,33 @@ class RowMatcher:
         there: PreparedData,
         codes_here: Semantics | None,
         codes_there: Semantics | None,
+        vocabularies: Mapping[str, VocabularyConfig] | None = None,
+        vocabularies_there: Mapping[str, VocabularyConfig] | None = None,
     ) -> None:
         self._here, self._there = here, there
         self._codes = (codes_here, codes_there)
+        self._vocabularies = (vocabularies or {}, vocabularies_there or {})
 
-    def match(self, table: str) -> Match | None:
-        """How the rows of ``table`` are matched; None where they cannot be."""
+    def match(self, table: str) -> Match | str:
+        """How the rows of ``table`` are matched, or why they cannot be."""
+        here, there = (of.get(table, _DENSE) for of in self._vocabularies)
+        if here.kind == there.kind == "dense":
+            return self._dense(table) or "nothing to match its rows by"
+        if (here.kind, here.rows, here.hashes) != (there.kind, there.rows, there.hashes):
+            return f"another vocabulary: {_described(there)} there, {_described(here)} here"
+        if CODES.fullmatch(table):
+            codes = self._dense(table)
+            if codes is None or codes.rows is not _same:
+                return "paths of other code words, which were hashed"
+        return Match(_same, "the same hashes of raw ids")
+
+    def _dense(self, table: str) -> Match | None:
         level = CODES.fullmatch(table)
         if level is not None:
             return self._by_codes(table, level[1], int(level[2]))
         if self._here.manifest.fingerprint == self._there.manifest.fingerprint:
             return Match(_same, "the same data")
-        name, column = ("items.parquet", "raw_id")
-        if table != "item":
-            name, column = f"vocab/{table}.parquet", "value"
+        name, column = raw_values(table)
         if not (self._there.root / name).is_file():
             return None
         return Match(_by_values(self._here, self._there, name, column), "raw ids")
@@ -121,7 +134,15 @@ class RowMatcher:
         return rows
 
 
-_ITEMS = ("items.parquet", "raw_id")
+_ITEMS = raw_values("item")
+_DENSE = VocabularyConfig()
+
+
+def _described(vocabulary: VocabularyConfig) -> str:
+    if vocabulary.kind == "dense":
+        return "dense"
+    hashes = f", {vocabulary.hashes} hashes" if vocabulary.hashes > 1 else ""
+    return f"{vocabulary.kind} ({vocabulary.rows:,} rows{hashes})"
 
 
 def _same(first: int, end: int) -> Ints:

@@ -26,6 +26,7 @@ from hisac_rec.checkpoints.warm_report import DenseReport, TableReport, WarmRepo
 from hisac_rec.data.contract import PreparedData
 from hisac_rec.errors import UserError
 from hisac_rec.ranker.build import optional_semantics
+from hisac_rec.ranker.config import TableConfig
 from hisac_rec.ranker.sparse import VECTOR_TABLE, EventEncoder
 from hisac_rec.train.distributed import gather_numbers
 from hisac_rec.train.job import Job
@@ -71,7 +72,14 @@ def warm_start(
         )
     source = StoredTensors(path)
     flat = flat_state(model, optimizers)
-    matcher = RowMatcher(job.data, there, job.semantics, optional_semantics(there))
+    matcher = RowMatcher(
+        job.data,
+        there,
+        job.semantics,
+        optional_semantics(there),
+        job.config.tables.vocabulary,
+        TableConfig.model_validate(manifest.architecture["tables"]).vocabulary,
+    )
     tables = [
         _copy_table(source, key, value, flat, matcher, start.optimizer)
         for key, value in flat.items()
@@ -120,8 +128,8 @@ def _copy_table(
     if width != dim:
         return TableReport(table, before, rows, 0, f"rows of {width} there, of {dim} here")
     match = matcher.match(table)
-    if match is None:
-        return TableReport(table, before, rows, 0, "nothing to match its rows by")
+    if isinstance(match, str):
+        return TableReport(table, before, rows, 0, match)
     old = {id(shard): _rows_there(shard, match) for shard in weight.local_shards()}
     for offsets, values in source.shards(there):
         for shard in weight.local_shards():

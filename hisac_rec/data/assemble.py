@@ -125,14 +125,18 @@ class BatchAssembler:
         places: dict[str, Tensor] = {}
         owners: dict[str, Tensor] = {}
         for lookup in self._lookups:
+            owner: Ints | None = None
             if lookup.side == "user":
                 values: NDArray[np.integer] = users[lookup.column]
             elif lookup.multi:
                 ids = items[lookup.side]
                 values, counts = self._items.multi[lookup.column].take(ids)
-                owners[lookup.key] = _tensor(np.repeat(np.arange(len(ids)), counts))
+                owner = np.repeat(np.arange(len(ids)), counts)
             else:
                 values = self._items.column(lookup.column, items[lookup.side])
+            values, owner = self._items.rows_of(lookup.table, values, owner)
+            if owner is not None:
+                owners[lookup.key] = _tensor(owner)
             if values is not distinct:
                 values, place = np.unique(values, return_inverse=True)
                 places[lookup.key] = _tensor(place)

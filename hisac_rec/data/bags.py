@@ -97,15 +97,15 @@ def fill_bags(
     weight = None if groups.weight is None else groups.weight.numpy()
     parts: list[_Entries] = []
     for lookup in lookups:
-        values, owner, weights = _values(items, *lookup.history, entry_item)
+        values, owner, weights = _values(items, lookup.table, lookup.history, entry_item)
         if weight is not None:
             weights = weights * weight[owner]
         parts.append(_merged(values, group[owner], weights, groups.count))
-        parts.append(_each(items, lookup.history, history_item[singles]))
+        parts.append(_each(items, lookup.table, lookup.history, history_item[singles]))
         if lookup.candidate is None:
             parts.append(_nothing(len(candidate_item)))
         else:
-            parts.append(_each(items, lookup.candidate, candidate_item))
+            parts.append(_each(items, lookup.table, lookup.candidate, candidate_item))
     return KeyedJaggedTensor(
         keys=[lookup.table for lookup in lookups],
         values=torch.from_numpy(np.concatenate([part.ids for part in parts]).astype(np.int64)),
@@ -121,14 +121,25 @@ def newest_rows(offsets: Ints, count: int) -> Ints:
 
 
 def _values(
-    items: ItemStore, column: str, multi: bool, ids: Ints
+    items: ItemStore, table: str, column: tuple[str, bool], ids: Ints
 ) -> tuple[NDArray[np.integer], Ints, NDArray[np.float32]]:
-    """Values of a column, the row of ``ids`` each is of, and its share of the row's mean."""
-    if not multi:
-        return items.column(column, ids), np.arange(len(ids)), np.ones(len(ids), np.float32)
-    values, counts = items.multi[column].take(ids)
+    """What a column reads in a table, the row of ``ids`` each is of, and its share of the row's
+    mean.
+    """
+    name, multi = column
+    values: NDArray[np.integer]
+    owner: Ints | None = None
+    if multi:
+        values, counts = items.multi[name].take(ids)
+        owner = np.repeat(np.arange(len(ids)), counts)
+    else:
+        values = items.column(name, ids)
+    values, owner = items.rows_of(table, values, owner)
+    if owner is None:
+        return values, np.arange(len(ids)), np.ones(len(ids), np.float32)
+    counts = np.bincount(owner, minlength=len(ids))
     shares = (1.0 / np.maximum(counts, 1)).astype(np.float32)
-    return values, np.repeat(np.arange(len(ids)), counts), np.repeat(shares, counts)
+    return values, owner, shares[owner]
 
 
 def _merged(
@@ -141,9 +152,9 @@ def _merged(
     return _Entries(keys % width, sums, np.bincount(keys // width, minlength=count))
 
 
-def _each(items: ItemStore, column: tuple[str, bool], ids: Ints) -> _Entries:
+def _each(items: ItemStore, table: str, column: tuple[str, bool], ids: Ints) -> _Entries:
     """A bag for every row: its value, or the mean of its values."""
-    values, owner, weights = _values(items, *column, ids)
+    values, owner, weights = _values(items, table, column, ids)
     return _Entries(values, weights, np.bincount(owner, minlength=len(ids)))
 
 

@@ -63,7 +63,8 @@ class RequestBatch(Pipelineable):
     """Key of ``features`` -> [values] int64: which of its ids each value is, of users R, of the U
     distinct items or of the N candidates; absent where the ids are the U items themselves."""
     owners: dict[str, Tensor]
-    """Multi-valued feature key -> [values] int64: the row of U or N each value belongs to."""
+    """Key of which a value reads several rows (a list, or several hash functions) -> [values]
+    int64: the row of U, N or R each belongs to."""
     memory: dict[str, Tensor]
     """What a cache held of the histories, by name (:mod:`hisac_rec.serving.cache`); the events are
     the newest ones alone then. Empty: they are all there."""

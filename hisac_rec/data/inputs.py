@@ -11,7 +11,8 @@ codes as one id). Tables are shared: ``history.item`` and ``candidate.item`` rea
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING, Literal
 
@@ -20,6 +21,7 @@ from pydantic import Field
 from hisac_rec.config import Strict
 from hisac_rec.data.contract import Manifest
 from hisac_rec.data.tasks import MAIN, Task
+from hisac_rec.data.vocabulary import VocabularyConfig
 from hisac_rec.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
@@ -51,10 +53,30 @@ class Lookup:
 
     key: str
     table: str
-    rows: int
+    ids: int
+    """How many ids there are; the rows of the table where its vocabulary is dense."""
     side: Side
     column: str
     multi: bool = False
+    """The column holds lists."""
+    vocabulary: VocabularyConfig | None = None
+    """How ids become rows; None: they are the rows."""
+
+    @property
+    def rows(self) -> int:
+        """Rows of the table."""
+        chosen = self.vocabulary and self.vocabulary.rows
+        return chosen or self.ids
+
+    @property
+    def several(self) -> bool:
+        """A value is the mean of several rows, or none."""
+        return self.multi or (self.vocabulary is not None and self.vocabulary.hashes > 1)
+
+    @property
+    def managed(self) -> bool:
+        """The batch holds keys, which the table's managed collision module maps to rows."""
+        return self.vocabulary is not None and self.vocabulary.kind == "managed"
 
 
 @dataclass(frozen=True)
@@ -100,6 +122,10 @@ class InputSpec:
         read = self.of_side("history")
         return frozenset(lookup.table for lookup in read if lookup.rows >= self.pool_min_rows)
 
+    def managed(self) -> frozenset[str]:
+        """Names of the tables whose rows a managed collision module gives out."""
+        return frozenset(lookup.table for lookup in self.lookups if lookup.managed)
+
 
 def build_input_spec(
     config: InputConfig,
@@ -113,6 +139,7 @@ def build_input_spec(
     singles: int = 0,
     pool_min_rows: int = 1,
     tasks: tuple[Task, ...] = (MAIN,),
+    vocabularies: Mapping[str, VocabularyConfig] | None = None,
 ) -> InputSpec:
     """Resolve what the model file asks for against what the data set has.
 
@@ -127,9 +154,11 @@ def build_input_spec(
         singles: newest events that are looked up one by one all the same.
         pool_min_rows: tables of fewer rows are read row by row.
         tasks: what is learned.
+        vocabularies: of tables whose ids are not their rows.
 
     Raises:
-        UserError: a feature does not exist or semantic ids are asked for and absent.
+        UserError: a feature does not exist, semantic ids are asked for and absent, or a
+            vocabulary is for no table or cannot be had for its table.
     """
     lookups: list[Lookup] = []
     users = {feature.name: feature for feature in manifest.user_features}
@@ -145,7 +174,8 @@ def build_input_spec(
     )
     for side, wanted in sides:
         lookups += _item_side(side, wanted, manifest, code_counts)
-    return InputSpec(
+    lookups = _with_vocabularies(lookups, vocabularies or {})
+    spec = InputSpec(
         lookups=tuple(lookups),
         code_counts=code_counts,
         vector_sides=vector_sides,
@@ -160,6 +190,28 @@ def build_input_spec(
         pool_min_rows=pool_min_rows,
         tasks=tasks,
     )
+    for table in sorted(spec.managed() & spec.pooled()):
+        rows = spec.tables()[table][0].rows
+        raise UserError(
+            f"tables.pool = true: table '{table}' has a managed vocabulary, and its rows can only "
+            f"be sent one by one; leave tables.pool out, set tables.pool_min_rows above {rows}, or "
+            f"set tables.vocabulary.{table}.kind = 'hashed'"
+        )
+    return spec
+
+
+def _with_vocabularies(
+    lookups: list[Lookup], vocabularies: Mapping[str, VocabularyConfig]
+) -> list[Lookup]:
+    tables = {lookup.table for lookup in lookups}
+    for name in vocabularies:
+        if name not in tables:
+            raise UserError(
+                f"tables.vocabulary: the model has no table '{name}'{did_you_mean(name, tables)}; "
+                f"it has: {', '.join(sorted(tables))}"
+            )
+    chosen = {name: one for name, one in vocabularies.items() if one.kind != "dense"}
+    return [replace(lookup, vocabulary=chosen.get(lookup.table)) for lookup in lookups]
 
 
 def _item_side(

@@ -5,7 +5,7 @@ Legend: I items (row 0 unknown), D levels, M multi-valued lookups.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from hisac_rec.data.contract import PreparedData
 from hisac_rec.data.inputs import InputSpec, Lookup
 from hisac_rec.data.jagged import Ints, take_ranges
+from hisac_rec.data.vocabulary import rows_of_ids
 from hisac_rec.errors import UserError
 from hisac_rec.semantic.store import prefix_ids
 
@@ -43,6 +44,8 @@ class ItemStore:
         prefixes: level -> [I] int64, the path of the first ``level`` codes as one id.
         placed: [I] bool, items whose codes come from a semantic vector of their own; the codes
             of the others, of whom nothing is known, are those of the mean item.
+        rows: table -> [ids] or [ids, k] what an id reads there, for the tables whose ids are not
+            their rows (:mod:`hisac_rec.data.vocabulary`).
     """
 
     single: dict[str, NDArray[np.int32]]
@@ -50,6 +53,25 @@ class ItemStore:
     codes: NDArray[np.int32]
     prefixes: dict[str, Ints]
     placed: NDArray[np.bool_]
+    rows: dict[str, NDArray[np.integer]] = field(default_factory=dict)
+
+    def rows_of(
+        self, table: str, ids: NDArray[np.integer], owner: Ints | None = None
+    ) -> tuple[NDArray[np.integer], Ints | None]:
+        """What ids read in a table, and the owner of each: None where every id is its own.
+
+        Args:
+            table: its name.
+            ids: [n].
+            owner: [n] of the ids; None: id i belongs to i.
+        """
+        found = self.rows.get(table)
+        if found is None:
+            return ids, owner
+        if found.ndim == 1:
+            return found[ids], owner
+        owner = np.arange(len(ids)) if owner is None else owner
+        return found[ids].ravel(), np.repeat(owner, found.shape[1])
 
     def column(self, name: str, rows: NDArray[np.integer]) -> NDArray[np.integer]:
         """[n] values of one single-valued column (a feature, ``sid<l>``, ``prefix<l>``)."""
@@ -77,7 +99,8 @@ def load_items(
         placed: [I] of the semantic ids; None: all are.
 
     Raises:
-        UserError: a column is absent, or holds an id beyond its table.
+        UserError: a column is absent, or holds an id beyond its table, or the raw values of a
+            table with a vocabulary are.
     """
     single: dict[str, NDArray[np.int32]] = {}
     multi: dict[str, Ragged] = {}
@@ -98,7 +121,12 @@ def load_items(
     prefixes = {f"prefix{level}": column for level, column in enumerate(nodes.T, start=1)}
     if placed is None:
         placed = np.ones(len(codes), dtype=bool)
-    return ItemStore(single, multi, codes, prefixes, placed)
+    rows = {
+        table: rows_of_ids(data, table, first.ids, first.vocabulary)
+        for table, (first, *_) in spec.tables().items()
+        if first.vocabulary is not None
+    }
+    return ItemStore(single, multi, codes, prefixes, placed, rows)
 
 
 def _checked(
@@ -106,7 +134,7 @@ def _checked(
 ) -> NDArray[np.int32]:
     """The ids of a column; those beyond the table as ``out_of_range`` says."""
     ids = column.fill_null(-1).to_numpy(zero_copy_only=False)
-    bad = (ids < 0) | (ids >= lookup.rows)
+    bad = (ids < 0) | (ids >= lookup.ids)
     if not bad.any():
         return ids
     if spec.out_of_range == "error":
@@ -114,7 +142,7 @@ def _checked(
         row = int(np.searchsorted(offsets, at, side="right")) - 1
         raise UserError(
             f"{data.root / 'items.parquet'}: row {row}: {lookup.column} = {column[at]} is outside "
-            f"its table of {lookup.rows:,} rows; prepare the data again, or set "
+            f"its table of {lookup.ids:,} rows; prepare the data again, or set "
             "inputs.out_of_range=unknown to send such ids to the unknown row"
         )
     return np.where(bad, 0, ids).astype(ids.dtype)

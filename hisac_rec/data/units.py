@@ -257,7 +257,7 @@ def _check_ids(
         "candidate_item": (table.candidate_item, spec.items),
     }
     users = dict(table.users)
-    rows = {lookup.column: lookup.rows for lookup in spec.of_side("user")}
+    rows = {lookup.column: lookup.ids for lookup in spec.of_side("user")}
     columns |= {f"users.{n}": (v, rows[n]) for n, v in users.items() if n in rows}
     for name, (ids, limit) in columns.items():
         bad = (ids < 0) | (ids >= limit)

@@ -81,6 +81,7 @@ def ranker_schema(
         singles=max(config.ranker.recent, method.newest(own)),
         pool_min_rows=config.tables.pool_min_rows,
         tasks=resolve_tasks(config.tasks, data.manifest),
+        vocabularies=config.tables.vocabulary,
     )
     if grouping is not None and not spec.pooled():
         log.warning(

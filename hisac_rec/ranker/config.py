@@ -12,6 +12,7 @@ from hisac_rec.config import Strict, apply_overrides, read_toml, validate
 from hisac_rec.data.inputs import InputConfig
 from hisac_rec.data.loader import LoaderConfig
 from hisac_rec.data.tasks import TaskConfig
+from hisac_rec.data.vocabulary import VocabularyConfig
 from hisac_rec.errors import UserError
 from hisac_rec.methods.base import find_method
 from hisac_rec.train.config import TrainConfig
@@ -33,6 +34,8 @@ class TableConfig(Strict):
     pool_min_rows: int = Field(default=10_000, gt=0)
     """Tables of fewer rows stay out of ``pool``: a batch cannot ask for more rows than there are,
     and it asks for each once."""
+    vocabulary: dict[str, VocabularyConfig] = {}
+    """Table -> which rows its ids read; tables that are not named have a row for each id."""
 
 
 class RankerConfig(Strict):

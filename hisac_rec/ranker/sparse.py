@@ -118,7 +118,7 @@ class LookedUp:
         self._singles = len(batch.single_events)
 
     def of(self, lookup: Lookup) -> Tensor:
-        """[R, d], [U, d] or [N, d] vectors of one key; a list of values gives their mean."""
+        """[R, d], [U, d] or [N, d] vectors of one key; several rows give their mean."""
         if lookup.table not in self._bags:
             return self._of_rows(lookup)
         bags = self._bags[lookup.table]
@@ -129,7 +129,7 @@ class LookedUp:
         place = self._batch.places.get(lookup.key)
         if place is not None:
             values = take_rows(values, place)
-        if not lookup.multi:
+        if not lookup.several:
             return values
         owner, count = self._batch.owners[lookup.key], self._counts[lookup.side]
         sums = values.new_zeros((count, values.shape[1])).index_add(0, owner, values)

@@ -5,7 +5,8 @@
     manifest.json        what this is (ExportManifest), and a seal of every file
     candidate.pt2        the candidate side, of torch.export
     candidate.aoti.pt2   the same, compiled by AOTInductor (where the exporter had a compiler)
-    tables/<name>.npy    embedding rows; <name>.scale.npy with 8 bits
+    tables/<name>.npy    embedding rows; <name>.scale.npy with 8 bits; <name>.rows.npy where ids
+                         are not rows
     items/*.npy          raw ids, features and semantic-ID codes of the items
     selftest.npz         recorded inputs and logits
 
@@ -36,6 +37,8 @@ PROGRAM = "candidate.pt2"
 COMPILED = "candidate.aoti.pt2"
 SELFTEST = "selftest.npz"
 FORMAT = 1
+FORMAT_OF_ROWS = 2
+"""With ``tables/<name>.rows.npy``, which earlier releases would pass over."""
 TOLERANCE = 1e-4
 """Largest difference of a logit in the self-test: other machines add in another order."""
 
@@ -173,9 +176,10 @@ def _read_manifest(root: Path) -> ExportManifest:
         ) from None
     except ValueError as error:
         raise UserError(f"{path}: not readable: {error}") from None
-    if found.get("format") != FORMAT:
+    if found.get("format") not in (FORMAT, FORMAT_OF_ROWS):
         raise UserError(
-            f"{path}: format {found.get('format')}, this release reads {FORMAT}; export again"
+            f"{path}: format {found.get('format')}, this release reads {FORMAT} and "
+            f"{FORMAT_OF_ROWS}; export again"
         )
     try:
         return ExportManifest.model_validate(found)

@@ -32,13 +32,27 @@ class Table:
         self._scale = (
             artefact.array(f"tables/{name}.scale") if self._rows.dtype == np.int8 else None
         )
+        of_ids = f"tables/{name}.rows"
+        self._of_ids = (
+            artefact.array(of_ids) if f"{of_ids}.npy" in artefact.manifest.files else None
+        )
 
     def __len__(self) -> int:
         """X."""
         return len(self._rows)
 
     def take(self, ids: Ids) -> Floats:
-        """[n, d] float32. O(n d); touches the pages of these rows alone."""
+        """[n, d] float32; the mean where an id has several rows. O(n d); touches the pages of these
+        rows alone.
+        """
+        if self._of_ids is not None:
+            rows = self._of_ids[ids]
+            if rows.ndim == 2:
+                return self._read(rows.ravel()).reshape(*rows.shape, -1).mean(1)
+            ids = rows
+        return self._read(ids)
+
+    def _read(self, ids: NDArray[np.integer]) -> Floats:
         scale = np.zeros(0, np.float32) if self._scale is None else self._scale[ids]
         return decode(self._rows[ids], scale)
 

@@ -28,6 +28,7 @@ from hisac_rec.progress import progress
 from hisac_rec.scorer.artefact import (
     COMPILED,
     FORMAT,
+    FORMAT_OF_ROWS,
     INPUTS,
     MANIFEST,
     PROGRAM,
@@ -94,12 +95,13 @@ def export_run(
     try:
         _load_dense(path, dense)
         _write_tables(path, job, dense, temporary / "tables", precision)
+        of_ids = _write_rows_of_ids(job, temporary / "tables")
         _write_items(job, temporary / "items")
         _write_program(side, job, temporary, compiled)
         _write_selftest(side, job, temporary / SELFTEST)
         found = read_manifest(path)
         manifest = ExportManifest(
-            format=FORMAT,
+            format=FORMAT_OF_ROWS if of_ids else FORMAT,
             name=job.config.name,
             run=cache.run,
             data_fingerprint=cache.data_fingerprint,
@@ -162,6 +164,13 @@ def _write_tables(
         own = getattr(events, name, None)
         if own is not None:
             np.save(folder / f"_{name}.npy", own.weight.detach().numpy())
+
+
+def _write_rows_of_ids(job: Job, folder: Path) -> bool:
+    """Which rows an id reads, for the tables where it is not its own; True where there is one."""
+    for name, rows in job.items.rows.items():
+        np.save(folder / f"{name}.rows.npy", rows)
+    return bool(job.items.rows)
 
 
 def _write_table(checkpoint: Path, key: str, stored: Any, path: Path, precision: Precision) -> None:

@@ -30,7 +30,10 @@ class Coverage:
     """
 
     def __init__(self, spec: InputSpec) -> None:
-        tables = {name: lookups[0].rows for name, lookups in spec.tables().items()}
+        # What keys of managed tables lead to is known to the ranks that own the rows alone.
+        tables = {
+            name: first.rows for name, (first, *_) in spec.tables().items() if not first.managed
+        }
         self._every = {name: -(-rows // SAMPLE) for name, rows in tables.items()}
         self._touched = {
             name: np.zeros(-(-rows // self._every[name]), bool) for name, rows in tables.items()
@@ -45,6 +48,8 @@ class Coverage:
     def note(self, batch: RequestBatch) -> None:
         """A step on ``batch`` (on the host) is done. O(ids looked up)."""
         for table, ids in (*self._read(batch.features), *self._read(batch.bags)):
+            if table not in self._every:
+                continue
             every = self._every[table]
             watched = ids if every == 1 else ids[ids % every == 0] // every
             self._touched[table][watched] = True

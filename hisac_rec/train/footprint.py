@@ -17,7 +17,7 @@ from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from hisac_rec.data.batch import RequestBatch
-from hisac_rec.data.inputs import InputSpec
+from hisac_rec.data.inputs import InputSpec, Lookup
 from hisac_rec.data.loader import RequestBatches
 from hisac_rec.planning.config import ReserveConfig
 from hisac_rec.planning.footprint import Footprint, FootprintOf, dense_bytes
@@ -173,8 +173,15 @@ def _tensors(batch: RequestBatch) -> list[Tensor]:
 def _cut(spec: InputSpec) -> InputSpec:
     """The same lookups of tables of few rows; what is summed where it lies stays so."""
     most = max(MEASURED_ROWS, spec.pool_min_rows) if spec.pooled() else MEASURED_ROWS
-    lookups = tuple(replace(lookup, rows=min(lookup.rows, most)) for lookup in spec.lookups)
+    lookups = tuple(_cut_lookup(lookup, min(lookup.rows, most)) for lookup in spec.lookups)
     return replace(spec, lookups=lookups, items=min(spec.items, MEASURED_ROWS))
+
+
+def _cut_lookup(lookup: Lookup, rows: int) -> Lookup:
+    vocabulary = lookup.vocabulary
+    if vocabulary is not None:  # of a managed one it is only counted that rows are there
+        vocabulary = None if lookup.managed else vocabulary.model_copy(update={"rows": rows})
+    return replace(lookup, ids=rows, vocabulary=vocabulary)
 
 
 def _within(batch: RequestBatch, spec: InputSpec) -> RequestBatch:

@@ -11,7 +11,7 @@ import torch
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from hisac_rec.data.contract import PreparedData
-from hisac_rec.data.inputs import InputSpec
+from hisac_rec.data.inputs import InputSpec, Lookup
 from hisac_rec.data.items import ItemStore, load_items
 from hisac_rec.data.loader import RequestBatches
 from hisac_rec.planning.check import check_hosts, check_plan
@@ -147,10 +147,18 @@ def pooling_factors(spec: InputSpec, data: PreparedData, requests: int) -> dict[
     factors = {}
     for lookup in spec.lookups:
         values = stats.feature_values_mean.get(lookup.column if lookup.multi else "", 1.0)
-        factors[lookup.key] = min(per_request[lookup.side] * values, lookup.rows / requests)
+        hashes = lookup.vocabulary.hashes if lookup.vocabulary else 1
+        factors[lookup.key] = min(
+            per_request[lookup.side] * values * hashes, _most_asked(lookup) / requests
+        )
     for side in spec.vector_sides:
         factors[f"{side}.vector"] = min(per_request[side], spec.items / requests)
     return factors
+
+
+def _most_asked(lookup: Lookup) -> int:
+    """Different ids that a batch can ask a table for, at most."""
+    return lookup.ids if lookup.managed else lookup.rows
 
 
 def resolve_plan(job: Job, ranks: Ranks, source: Path | PlannerConfig | None) -> Plan:

@@ -20,9 +20,9 @@ from hisac_rec.train.run import RunFolder
 class Served:
     """A run, what was exported of it, and what evaluation said."""
 
-    def __init__(self, root: Path, data: PreparedData) -> None:
+    def __init__(self, root: Path, data: PreparedData, *overrides: str) -> None:
         self.root, self.data = root, data
-        train_run(small_config("train.epochs=2"), data, root / "run")
+        train_run(small_config("train.epochs=2", *overrides), data, root / "run")
         self.evaluated = predict_run(root / "run", data)
         run = RunFolder(root / "run")
         with one_process() as ranks:
@@ -48,6 +48,20 @@ class Served:
             time = int(self.evaluated["time"][last][0])
             found.append((self.users[user], time, items, self.evaluated["score"][last]))
         return found
+
+
+OPEN = (
+    'tables.vocabulary.item={kind="hashed",rows=40,hashes=2}',
+    'tables.vocabulary.user={kind="hashed",rows=100}',
+    'tables.vocabulary.prefix2={kind="hashed",rows=12}',
+)
+"""Tables whose ids are not their rows."""
+
+
+@pytest.fixture(scope="session")
+def served_openly(small_data: PreparedData, tmp_path_factory: pytest.TempPathFactory) -> Served:
+    """The same with open vocabularies; read only."""
+    return Served(tmp_path_factory.mktemp("openly"), small_data, *OPEN)
 
 
 @pytest.fixture(scope="session")

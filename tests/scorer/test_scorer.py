@@ -32,6 +32,16 @@ def test_scores_are_those_of_evaluation(served: Any, scorer: Scorer) -> None:
         np.testing.assert_allclose(scorer.score(user, items, time=time), expected, atol=1e-6)
 
 
+def test_scores_of_open_vocabularies_are_those_of_evaluation(
+    served_openly: Any, tmp_path: Path
+) -> None:
+    """The exporter says which rows an id reads; the scorer knows nothing of how they were found."""
+    scorer = Scorer.load(served_openly.root / "model", served_openly.store(tmp_path / "store"))
+    assert {"tables/item.rows.npy", "tables/user.rows.npy"} <= scorer.artefact.manifest.files.keys()
+    for user, time, items, expected in served_openly.last_requests(40):
+        np.testing.assert_allclose(scorer.score(user, items, time=time), expected, atol=1e-6)
+
+
 def test_many_threads_score_at_once(served: Any, scorer: Scorer) -> None:
     asked = served.last_requests(20) * 3
     with ThreadPoolExecutor(4) as pool:

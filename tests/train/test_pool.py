@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from builders import write_prepared
@@ -26,6 +28,7 @@ MODELS = [
     ("history.routing=agents", "ranker.recent=0"),
     ("ranker.age_buckets=0", "inputs.user=[]", 'inputs.candidate=["id"]'),
     ('history={method="mean"}', 'inputs.history=["id", "*"]'),
+    ('tables.vocabulary.item={kind="hashed",rows=40,hashes=2}',),
 ]
 
 
@@ -57,7 +60,15 @@ def test_lists_of_values(tmp_path: Path) -> None:
     features = [Feature(name="tags", rows=5, multi=True), Feature(name="brand", rows=4)]
     data = write_prepared(tmp_path, items=20, item_features=features)
     keys = ('history={method="mean"}', 'inputs.history=["id", "*"]', 'inputs.candidate=["*"]')
-    np.testing.assert_allclose(losses(data, *POOLED, *keys), losses(data, *keys), rtol=2e-5)
+    dense = losses(data, *keys)
+    np.testing.assert_allclose(losses(data, *POOLED, *keys), dense, rtol=2e-5)
+    (tmp_path / "vocab").mkdir()
+    values = pa.table({"id": range(5), "value": [None, "red", "green", "blue", "grey"]})
+    pq.write_table(values, tmp_path / "vocab/tags.parquet")
+    keys = (*keys, 'tables.vocabulary.tags={kind="hashed",rows=4,hashes=2}')
+    hashed = losses(data, *keys)
+    assert hashed[-1] != dense[-1]
+    np.testing.assert_allclose(losses(data, *POOLED, *keys), hashed, rtol=2e-5)
 
 
 def test_small_tables_are_read_row_by_row(
