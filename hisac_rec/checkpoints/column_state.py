@@ -35,6 +35,7 @@ def other_layouts(flat: Mapping[str, Any], stored: Metadata) -> list[str]:
         there = stored.state_dict_metadata.get(key)
         if (
             isinstance(value, ShardedTensor)
+            and WEIGHT.search(key)
             and isinstance(there, TensorStorageMetadata)
             and len(there.size) == len(value.size()) == 1
             and _columns(stored, key, flat) != columns_here(flat[_weight_of(key, flat)])

@@ -11,9 +11,17 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from hisac_rec.checkpoints.column_state import load_converted, other_layouts
 from hisac_rec.checkpoints.location import reader
+from hisac_rec.checkpoints.managed_state import (
+    collision_modules,
+    load_moved,
+    never_loaded,
+    of_other_cuts,
+    state_of,
+)
 from hisac_rec.checkpoints.manifest import CheckpointManifest, read_manifest, require_same
 from hisac_rec.checkpoints.random_state import current_random_state, load_random_state
 from hisac_rec.checkpoints.seal import find_damage
+from hisac_rec.checkpoints.stored_tensors import StoredTensors
 from hisac_rec.errors import UserError
 from hisac_rec.train.optim import Optimizers
 
@@ -60,10 +68,18 @@ def load_checkpoint(
     flat = flat_state(model, optimizers)
     try:
         stored = reader(path).read_metadata()
-        converted = other_layouts(flat, stored)
-        direct = {key: value for key, value in flat.items() if key not in converted}
+        source = StoredTensors(path)
+        moved = of_other_cuts(source, model)
+        apart = never_loaded(flat).union(*(state_of(table, flat) for table in moved))
+        flat_here = {key: value for key, value in flat.items() if key not in apart}
+        converted = other_layouts(flat_here, stored)
+        direct = {key: value for key, value in flat_here.items() if key not in converted}
         dcp.load(direct, storage_reader=reader(path))
         load_converted(path, converted, flat, stored)
+        for table in moved:
+            load_moved(source, table, model, flat)
+        for module in collision_modules(model).values():
+            module.forget_round()
         if optimizers is not None:
             load_random_state(path, stored, manifest)
     except (OSError, RuntimeError, ValueError, KeyError, EOFError) as error:

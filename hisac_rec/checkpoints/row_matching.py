@@ -70,12 +70,14 @@ class RowMatcher:
         here, there = (of.get(table, _DENSE) for of in self._vocabularies)
         if here.kind == there.kind == "dense":
             return self._dense(table) or "nothing to match its rows by"
-        if (here.kind, here.rows, here.hashes) != (there.kind, there.rows, there.hashes):
+        of_keys = here.kind == there.kind == "managed"  # on any number of rows
+        same = (here.kind, here.rows, here.hashes) == (there.kind, there.rows, there.hashes)
+        if not (of_keys or same):
             return f"another vocabulary: {_described(there)} there, {_described(here)} here"
         if CODES.fullmatch(table):
             codes = self._dense(table)
             if codes is None or codes.rows is not _same:
-                return "paths of other code words, which were hashed"
+                return "numbers of other code words, which were hashed"
         return Match(_same, "the same hashes of raw ids")
 
     def _dense(self, table: str) -> Match | None:

@@ -11,16 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
-from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor
+from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
-from hisac_rec.checkpoints.column_state import column_shares, columns_here, columns_there
+from hisac_rec.checkpoints.managed_state import collision_modules, load_moved, take_step_over
 from hisac_rec.checkpoints.manifest import MANIFEST, read_manifest
 from hisac_rec.checkpoints.restore import flat_state, require_whole
-from hisac_rec.checkpoints.row_matching import Match, RowMatcher
+from hisac_rec.checkpoints.row_copy import copy_rows
+from hisac_rec.checkpoints.row_matching import RowMatcher
 from hisac_rec.checkpoints.stored_tensors import StoredTensors
 from hisac_rec.checkpoints.warm_report import DenseReport, TableReport, WarmReport
 from hisac_rec.data.contract import PreparedData
@@ -81,7 +79,7 @@ def warm_start(
         TableConfig.model_validate(manifest.architecture["tables"]).vocabulary,
     )
     tables = [
-        _copy_table(source, key, value, flat, matcher, start.optimizer)
+        _copy_table(source, key, value, flat, model, matcher, start.optimizer)
         for key, value in flat.items()
         if key.startswith("model.") and (name := TABLE_KEY.search(key)) and name[1] != VECTOR_TABLE
     ]
@@ -112,6 +110,7 @@ def _copy_table(
     key: str,
     weight: ShardedTensor,
     flat: dict[str, Any],
+    model: DistributedModelParallel,
     matcher: RowMatcher,
     with_state: bool,
 ) -> TableReport:
@@ -130,88 +129,13 @@ def _copy_table(
     match = matcher.match(table)
     if isinstance(match, str):
         return TableReport(table, before, rows, 0, match)
-    old = {id(shard): _rows_there(shard, match) for shard in weight.local_shards()}
-    for offsets, values in source.shards(there):
-        for shard in weight.local_shards():
-            _copy_rows(shard, old[id(shard)], offsets, values)
-    if with_state:
-        _copy_state(source, key, there, weight, flat, match)
-    kept = sum(
-        int((old[id(shard)] >= 0).sum())
-        for shard in weight.local_shards()
-        if shard.metadata.shard_offsets[1] == 0
-    )
+    if table in collision_modules(model):
+        match, kept = load_moved(source, table, model, flat, state=with_state)
+        take_step_over(source, table, model)
+    else:
+        kept = copy_rows(source, key, there, flat, match, with_state=with_state)
     kept_of_all = int(gather_numbers([float(kept)]).sum())
     return TableReport(table, before, rows, kept_of_all, match.by)
-
-
-def _rows_there(shard: Shard, match: Match) -> Tensor:
-    first, count = shard.metadata.shard_offsets[0], shard.metadata.shard_sizes[0]
-    return torch.from_numpy(np.ascontiguousarray(match.rows(first, first + count)))
-
-
-def _copy_rows(shard: Shard, old: Tensor, offsets: list[int], values: Tensor) -> None:
-    """What a stored shard has of a shard here. O(rows of both)."""
-    inside = ((old >= offsets[0]) & (old < offsets[0] + len(values))).nonzero().flatten()
-    begin, width = shard.metadata.shard_offsets[1], shard.metadata.shard_sizes[1]
-    left, right = max(begin, offsets[1]), min(begin + width, offsets[1] + values.shape[1])
-    if not len(inside) or left >= right:
-        return
-    found = values[old[inside] - offsets[0], left - offsets[1] : right - offsets[1]]
-    target = shard.tensor
-    target[inside.to(target.device), left - begin : right - begin] = found.to(target)
-
-
-def _copy_state(
-    source: StoredTensors,
-    key: str,
-    there: str,
-    weight: ShardedTensor,
-    flat: dict[str, Any],
-    match: Match,
-) -> None:
-    """The optimiser's numbers of the rows that were matched."""
-    path = key.removeprefix("model.")
-    for name, state in flat.items():
-        if not (name.startswith("optimizers.sparse.") and path in name):
-            continue
-        stored_name = name.replace(path, there.removeprefix("model."))
-        if source.of(stored_name) is None or not isinstance(state, ShardedTensor):
-            continue
-        if len(state.size()) > 1:  # a number a value: laid out as the rows are
-            old = {id(shard): _rows_there(shard, match) for shard in state.local_shards()}
-            for offsets, values in source.shards(stored_name):
-                for shard in state.local_shards():
-                    _copy_rows(shard, old[id(shard)], offsets, values)
-            continue
-        _copy_numbers_of_rows(source, stored_name, there, state, weight, match)
-
-
-def _copy_numbers_of_rows(
-    source: StoredTensors,
-    name: str,
-    there: str,
-    state: ShardedTensor,
-    weight: ShardedTensor,
-    match: Match,
-) -> None:
-    """A number a row and column shard: see :mod:`hisac_rec.checkpoints.column_state`."""
-    stored = source.of(there)
-    assert stored is not None
-    shares = column_shares(columns_there(stored), columns_here(weight))
-    rows, before = int(weight.size()[0]), int(stored.size[0])
-    for shard in state.local_shards():
-        begin, count = shard.metadata.shard_offsets[0], shard.metadata.shard_sizes[0]
-        if not count:
-            continue
-        column, first = divmod(begin, rows)
-        old = torch.from_numpy(np.ascontiguousarray(match.rows(first, first + count)))
-        total = torch.zeros(count)
-        for (offset,), values in source.shards(name):
-            part, start = divmod(offset, before)
-            inside = (old >= start) & (old < start + len(values))
-            total[inside] += shares[column, part] * values[old[inside] - start]
-        shard.tensor.copy_(total.view_as(shard.tensor))
 
 
 def _of_event_types(model: DistributedModelParallel, optimizers: Optimizers) -> set[str]:

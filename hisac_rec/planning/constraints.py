@@ -17,6 +17,7 @@ from torchrec.distributed.types import (
 )
 from torchrec.modules.embedding_configs import DataType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
+from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from hisac_rec.errors import UserError, did_you_mean
 from hisac_rec.planning.config import PlannerConfig, TableConstraints
@@ -75,6 +76,8 @@ def constraints_of(
     device = config.topology.device
     rules = config.constraints_of(table.name)
     sharder = _sharder_of(table, sharders)
+    if table.managed:
+        _require_manageable(table, config)
     supported = [kind for kind in sharder.sharding_types(device) if _works(kind, table, device)]
     by_default = [kind for kind in supported if kind != ShardingType.DATA_PARALLEL.value]
     kinds = _allowed(table, "sharding_types", rules.sharding_types, supported, by_default, device)
@@ -101,6 +104,29 @@ def constraints_of(
         stochastic_rounding=rules.stochastic_rounding,
         feature_names=list(table.features),
     )
+
+
+def _require_manageable(table: ModelTable, config: PlannerConfig) -> None:
+    """What a managed table cannot be, found before anything is sharded."""
+    cluster = config.topology
+    if cluster.replicas > 1:
+        raise UserError(
+            f"planner config: with a sharding_group, table '{table.name}' cannot have a managed "
+            "vocabulary: each group would give its rows to other ids; leave sharding_group out, or "
+            f"set tables.vocabulary.{table.name}.kind = 'hashed' in the model file"
+        )
+    ranks = cluster.world_size
+    if (ranks - 1) * -(-table.rows // ranks) >= table.rows - 1:
+        raise UserError(
+            f"tables.vocabulary.{table.name}.rows = {table.rows}: in equal blocks over {ranks} "
+            f"ranks the last one has less than the two rows that it needs; choose "
+            f"{max(2, round(table.rows / ranks)) * ranks}"
+        )
+    if cluster.device == "cuda" and table.optimizer is not RowWiseAdagrad:
+        raise UserError(
+            f"tables.vocabulary.{table.name}: on a GPU, FBGEMM resets the state of an evicted row "
+            "for train.sparse_optimizer = 'rowwise_adagrad' alone; choose that, or kind = 'hashed'"
+        )
 
 
 def _replicated(

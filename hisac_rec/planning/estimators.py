@@ -22,8 +22,10 @@ from torchrec.distributed.planner.types import (
     Topology,
 )
 from torchrec.distributed.types import PipelineType
+from torchrec.modules.mc_embedding_modules import ManagedCollisionEmbeddingCollection
 
 from hisac_rec.errors import UserError, did_you_mean
+from hisac_rec.managed.modules import mapping_bytes
 from hisac_rec.planning.config import EstimatesConfig
 from hisac_rec.planning.constraints import Sharders
 from hisac_rec.planning.state import fused_optimizer, state_bytes
@@ -56,6 +58,13 @@ class OrderedEnumerator(EmbeddingEnumerator):
         super().__init__(topology, batch_size, constraints, estimator)
         self._device_memory_sizes = None
 
+    def _get_num_buckets(self, parameter: str, module: nn.Module) -> int | None:
+        """Blocks of equal size for managed tables as for any other, on any number of ranks."""
+        if isinstance(module, ManagedCollisionEmbeddingCollection):
+            return None
+        found: int | None = super()._get_num_buckets(parameter, module)
+        return found
+
     def enumerate(self, module: nn.Module, sharders: Sharders) -> list[ShardingOption]:
         """Every way to shard every table under the constraints."""
         options = super().enumerate(module, list(sharders))
@@ -67,7 +76,8 @@ class StorageEstimator(EmbeddingStorageEstimator):
 
     The original takes the state of a table in proportion to its bytes: half of it for fp16
     tables, whose state is fp32 all the same, and one number a row for row-wise optimisers however
-    many column shards there are. It also takes no notice of ``enforce_hbm``.
+    many column shards there are. It also takes no notice of ``enforce_hbm``, nor of the mapping of
+    a managed table, which lies on the device.
     """
 
     def estimate(
@@ -94,6 +104,13 @@ class StorageEstimator(EmbeddingStorageEstimator):
                 if in_main_memory and option.enforce_hbm and not on_host:
                     shard.storage.hbm += shard.storage.ddr
                     shard.storage.ddr = 0
+                collection = option.module[1]
+                if isinstance(collection, ManagedCollisionEmbeddingCollection):
+                    mapping = mapping_bytes(collection, option.name, rows)
+                    if on_host:
+                        shard.storage.ddr += mapping
+                    else:
+                        shard.storage.hbm += mapping
 
 
 def make_enumerator(

@@ -9,11 +9,16 @@ from dataclasses import dataclass
 from torch import nn
 from torch.optim import Optimizer
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
+from torchrec.modules.mc_embedding_modules import ManagedCollisionEmbeddingCollection
 
 from hisac_rec.errors import UserError
 from hisac_rec.planning.state import fused_optimizer
 
-COLLECTIONS = (EmbeddingCollection, EmbeddingBagCollection)
+COLLECTIONS = (
+    EmbeddingCollection,
+    EmbeddingBagCollection,
+    ManagedCollisionEmbeddingCollection,
+)
 """The modules whose tables are sharded."""
 
 
@@ -31,9 +36,14 @@ class ModelTable:
     features: tuple[str, ...]
     """The keys that look it up."""
     module: nn.Module
-    """The collection that holds it."""
+    """The collection that holds it; of a managed table, the one with its mapping."""
     optimizer: type[Optimizer] | None
     """Its fused optimiser; None: it is frozen."""
+
+    @property
+    def managed(self) -> bool:
+        """Whether a managed collision module gives out its rows."""
+        return isinstance(self.module, ManagedCollisionEmbeddingCollection)
 
     @property
     def shape(self) -> str:
@@ -56,13 +66,18 @@ def model_tables(model: nn.Module) -> list[ModelTable]:
             are keyed by that name alone.
     """
     tables: list[ModelTable] = []
+    inner: set[nn.Module] = set()
     for path, module in model.named_modules():
-        if not isinstance(module, COLLECTIONS):
+        if not isinstance(module, COLLECTIONS) or module in inner:
             continue
-        if isinstance(module, EmbeddingCollection):
-            configs, weights = list(module.embedding_configs()), module.embeddings
-        else:
+        if isinstance(module, EmbeddingBagCollection):
             configs, weights = list(module.embedding_bag_configs()), module.embedding_bags
+        else:
+            rows = module
+            if isinstance(module, ManagedCollisionEmbeddingCollection):
+                rows = module._embedding_collection
+                inner.add(rows)
+            configs, weights = list(rows.embedding_configs()), rows.embeddings
         for config in configs:
             weight = weights[config.name].weight
             dtype = str(weight.dtype).removeprefix("torch.")

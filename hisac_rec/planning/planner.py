@@ -32,6 +32,7 @@ from torchrec.distributed.planner.types import (
 from torchrec.distributed.types import ModuleSharder, ShardingPlan
 
 from hisac_rec.errors import UserError
+from hisac_rec.managed.sharding import ManagedSharder
 from hisac_rec.planning.algorithms import make_partitioner, make_proposers, make_rating
 from hisac_rec.planning.body import plan_body
 from hisac_rec.planning.check import check_plan
@@ -54,7 +55,7 @@ HISTORY = "history"
 def default_sharders(
     communication: str = "fp32", device: torch.device | None = None
 ) -> list[ModuleSharder[nn.Module]]:
-    """Sharders of both kinds of embedding collection, without fused parameters.
+    """Sharders of every kind of embedding collection, without fused parameters.
 
     Args:
         communication: what rows and gradients travel as: "fp32", "fp16" or "bf16".
@@ -67,6 +68,7 @@ def default_sharders(
     return [
         EmbeddingCollectionSharder(qcomm_codecs_registry=codecs),
         EmbeddingBagCollectionSharder(qcomm_codecs_registry=codecs),
+        ManagedSharder(qcomm_codecs_registry=codecs),
     ]
 
 

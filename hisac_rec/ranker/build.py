@@ -17,7 +17,12 @@ from hisac_rec.methods.base import MethodShape, find_method
 from hisac_rec.ranker.config import ModelConfig
 from hisac_rec.ranker.dense import DenseRanker
 from hisac_rec.ranker.ranker import Ranker
-from hisac_rec.ranker.sparse import frozen_vectors, pooled_tables, trained_tables
+from hisac_rec.ranker.sparse import (
+    frozen_vectors,
+    managed_tables,
+    pooled_tables,
+    trained_tables,
+)
 from hisac_rec.semantic.store import Semantics, load_semantics
 
 log = logging.getLogger(__name__)
@@ -102,7 +107,7 @@ def build_ranker(
         schema: of :func:`ranker_schema`.
         device: of the tables; "meta" allocates nothing for them. The dense part is on the CPU.
     """
-    spec, pooled = schema.spec, schema.spec.pooled()
+    spec, pooled, managed = schema.spec, schema.spec.pooled(), schema.spec.managed()
     table_device = torch.device(device)
     shape = MethodShape(config.tables.dim, schema.codebook, spec.vector_dim)
     method = find_method(config.method)(config.method_config(), shape)
@@ -112,8 +117,9 @@ def build_ranker(
         dense.compile_arches()
     return Ranker(
         trained_tables(spec, config.tables, table_device)
-        if spec.tables().keys() - pooled
+        if spec.tables().keys() - pooled - managed
         else None,
+        managed_tables(spec, config.tables, table_device) if managed else None,
         pooled_tables(spec, config.tables, table_device) if pooled else None,
         frozen_vectors(spec, table_device) if spec.vector_sides else None,
         dense,

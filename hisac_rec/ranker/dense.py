@@ -49,6 +49,7 @@ class DenseRanker(nn.Module):
         self.vector_sides = spec.vector_sides
         pooled = spec.pooled()
         self.lookup_keys = tuple(lk.key for lk in spec.lookups if lk.table not in pooled)
+        self.managed_keys = frozenset(lk.key for lk in spec.lookups if lk.managed)
         self.uses_history = method.uses_history
         self.recent = config.recent if method.uses_history else 0
         history = spec.of_side("history")

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
+from torchrec.modules.mc_embedding_modules import ManagedCollisionEmbeddingCollection
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedTensor
 
 from hisac_rec.data.batch import RequestBatch
@@ -28,6 +29,7 @@ class Ranker(nn.Module):
 
     Args:
         tables: the trained tables that are read row by row, or None.
+        managed: those whose rows a managed collision module gives out, or None.
         bags: the trained tables that are read by bags, or None.
         vectors: the frozen collection, or None.
         dense: everything after the lookups.
@@ -38,6 +40,7 @@ class Ranker(nn.Module):
     def __init__(
         self,
         tables: EmbeddingCollection | None,
+        managed: ManagedCollisionEmbeddingCollection | None,
         bags: EmbeddingBagCollection | None,
         vectors: EmbeddingCollection | None,
         dense: DenseRanker,
@@ -48,6 +51,9 @@ class Ranker(nn.Module):
         if tables is not None:
             self.tables = tables
         self.has_tables = tables is not None
+        if managed is not None:
+            self.managed = managed
+        self.has_managed = managed is not None
         if bags is not None:
             self.bags = bags
         self.has_bags = bags is not None
@@ -56,11 +62,13 @@ class Ranker(nn.Module):
         self.has_vectors = vectors is not None
         self.head = Head(dense, config, tasks)
 
-    def trained_collections(self) -> list[EmbeddingCollection | EmbeddingBagCollection]:
+    def trained_collections(self) -> list[nn.Module]:
         """The collections whose rows are trained."""
-        found: list[EmbeddingCollection | EmbeddingBagCollection] = []
+        found: list[nn.Module] = []
         if self.has_tables:
             found.append(self.tables)
+        if self.has_managed:
+            found.append(self.managed)
         if self.has_bags:
             found.append(self.bags)
         return found
@@ -75,9 +83,10 @@ class Ranker(nn.Module):
         to, without weight and scale, beside logits [N, K].
         """
         rows = self.tables(batch.features) if self.has_tables else {}
+        managed = self.managed(batch.features) if self.has_managed else None
         bags = self.bags(batch.bags) if self.has_bags else None
         vectors = self.vectors(batch.semantics) if self.has_vectors else None
-        return self.head(batch, rows, bags, vectors)
+        return self.head(batch, rows, bags, vectors, managed)
 
 
 class Head(nn.Module):
@@ -102,7 +111,14 @@ class Head(nn.Module):
         rows: dict[str, JaggedTensor],
         bags: KeyedTensor | None,
         vectors: dict[str, JaggedTensor] | None,
+        managed: tuple[dict[str, JaggedTensor], None] | None = None,
     ) -> tuple[Tensor, tuple[Tensor, Any]]:
+        if managed is not None:
+            others = self.dense.managed_keys
+            rows = {
+                key: managed[0][key] if key in others else rows[key]
+                for key in self.dense.lookup_keys
+            }
         summed = {} if bags is None else bags.to_dict()
         device = batch.labels.device.type
         with torch.autocast(device, dtype=torch.bfloat16, enabled=self.bf16):

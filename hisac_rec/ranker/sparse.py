@@ -1,8 +1,9 @@
 """SparseArch: the sharded tables, and how looked-up rows become feature vectors.
 
-Three embedding collections: ``tables`` is trained (item, user, features, codes, prefixes;
-history and candidates share tables), and so is ``bags``, where what events read goes if it is to
-be summed where the rows are; ``vectors`` is frozen fp16 (semantic vectors e_i).
+Four embedding collections: ``tables`` is trained (item, user, features, codes, prefixes;
+history and candidates share tables), and so are ``managed``, whose rows are given to the ids that
+are met most, and ``bags``, where what events read goes if it is to be summed where the rows are;
+``vectors`` is frozen fp16 (semantic vectors e_i).
 
 Legend: R requests, T events, U distinct items among them, N candidates, G groups of events, S
 single events, B bags, d width of trained rows, s semantic width.
@@ -17,10 +18,12 @@ import torch
 from torch import Tensor, nn
 from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig, EmbeddingConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
+from torchrec.modules.mc_embedding_modules import ManagedCollisionEmbeddingCollection
 from torchrec.sparse.jagged_tensor import JaggedTensor
 
 from hisac_rec.data.batch import RequestBatch
 from hisac_rec.data.inputs import InputSpec, Lookup, Side
+from hisac_rec.managed.modules import managed_collection
 from hisac_rec.methods.events import EventRows, PooledEvents
 from hisac_rec.ops.rows import take_rows
 from hisac_rec.ranker.config import TableConfig
@@ -33,7 +36,7 @@ def trained_tables(
     spec: InputSpec, config: TableConfig, device: torch.device
 ) -> EmbeddingCollection:
     """The collection of all trained tables; one lookup key may be one of several of a table."""
-    pooled = spec.pooled()
+    elsewhere = spec.pooled() | spec.managed()
     return EmbeddingCollection(
         tables=[
             EmbeddingConfig(
@@ -43,10 +46,28 @@ def trained_tables(
                 **_alike(config),
             )
             for name, lookups in spec.tables().items()
-            if name not in pooled
+            if name not in elsewhere
         ],
         device=device,
     )
+
+
+def managed_tables(
+    spec: InputSpec, config: TableConfig, device: torch.device
+) -> ManagedCollisionEmbeddingCollection:
+    """The collection of the trained tables whose rows a managed collision module gives out."""
+    managed = spec.managed()
+    tables = [
+        EmbeddingConfig(
+            name=name,
+            num_embeddings=lookups[0].rows,
+            feature_names=[lookup.key for lookup in lookups],
+            **_alike(config),
+        )
+        for name, lookups in spec.tables().items()
+        if name in managed
+    ]
+    return managed_collection(tables, config.vocabulary, device)
 
 
 def pooled_tables(

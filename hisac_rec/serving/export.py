@@ -19,8 +19,10 @@ from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
 from hisac_rec.checkpoints.location import reader
+from hisac_rec.checkpoints.managed_state import stored_mapping
 from hisac_rec.checkpoints.manifest import read_manifest
 from hisac_rec.checkpoints.restore import require_whole
+from hisac_rec.checkpoints.stored_tensors import StoredTensors
 from hisac_rec.data.contract import PreparedData
 from hisac_rec.errors import UserError
 from hisac_rec.methods.hisac.voting import path_numbers
@@ -95,7 +97,7 @@ def export_run(
     try:
         _load_dense(path, dense)
         _write_tables(path, job, dense, temporary / "tables", precision)
-        of_ids = _write_rows_of_ids(job, temporary / "tables")
+        of_ids = _write_rows_of_ids(path, job, temporary / "tables")
         _write_items(job, temporary / "items")
         _write_program(side, job, temporary, compiled)
         _write_selftest(side, job, temporary / SELFTEST)
@@ -166,10 +168,12 @@ def _write_tables(
             np.save(folder / f"_{name}.npy", own.weight.detach().numpy())
 
 
-def _write_rows_of_ids(job: Job, folder: Path) -> bool:
+def _write_rows_of_ids(checkpoint: Path, job: Job, folder: Path) -> bool:
     """Which rows an id reads, for the tables where it is not its own; True where there is one."""
+    source = StoredTensors(checkpoint)
     for name, rows in job.items.rows.items():
-        np.save(folder / f"{name}.rows.npy", rows)
+        mapping = stored_mapping(source, name)
+        np.save(folder / f"{name}.rows.npy", rows if mapping is None else mapping.rows_of(rows))
     return bool(job.items.rows)
 
 

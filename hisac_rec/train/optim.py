@@ -6,12 +6,11 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.optim import (
     _apply_optimizer_in_backward as apply_optimizer_in_backward,
 )
 from torchrec.distributed.model_parallel import DistributedModelParallel
-from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.optim.clipping import GradientClipping, GradientClippingOptimizer
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import SGD, Adagrad, in_backward_optimizer_filter
@@ -32,9 +31,7 @@ WARM_UP_SHARE = 0.1
 """And the most of a training that it may take."""
 
 
-def attach_sparse_optimizer(
-    tables: EmbeddingCollection | EmbeddingBagCollection, config: TrainConfig
-) -> None:
+def attach_sparse_optimizer(tables: nn.Module, config: TrainConfig) -> None:
     """Fuse the sparse optimiser into the backward pass of trained tables."""
     options: dict[str, Any] = {"lr": config.sparse_lr}
     if config.sparse_weight_decay:

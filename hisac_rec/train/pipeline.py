@@ -90,7 +90,12 @@ def _progress(pipeline: Pipeline, feeder: Feeder) -> tuple[Tensor, Tensor]:
 
 def require_pipelined(pipeline: Pipeline) -> None:
     """Fail where the pipeline left a sharded module out."""
-    sharded = [n for n, m in pipeline._model.named_modules() if isinstance(m, ShardedModule)]
+    sharded: list[str] = []
+    for name, module in pipeline._model.named_modules():
+        # A sharded module may be made of others, which it calls itself.
+        inner = any(name.startswith(f"{outer}.") for outer in sharded)
+        if isinstance(module, ShardedModule) and not inner:
+            sharded.append(name)
     if len(pipeline._pipelined_modules) != len(sharded):
         raise RuntimeError(
             f"only {len(pipeline._pipelined_modules)} of the sharded modules {sharded} are "

@@ -51,8 +51,8 @@ class Served:
 
 
 OPEN = (
-    'tables.vocabulary.item={kind="hashed",rows=40,hashes=2}',
-    'tables.vocabulary.user={kind="hashed",rows=100}',
+    'tables.vocabulary.item={kind="managed",rows=60,eviction_every=4}',
+    'tables.vocabulary.user={kind="hashed",rows=100,hashes=2}',
     'tables.vocabulary.prefix2={kind="hashed",rows=12}',
 )
 """Tables whose ids are not their rows."""

@@ -26,10 +26,14 @@ from training import (
     train_run,
 )
 
+from hisac_rec.checkpoints.managed_state import stored_mapping
 from hisac_rec.checkpoints.saving import read_manifest
+from hisac_rec.checkpoints.stored_tensors import StoredTensors
 from hisac_rec.data.contract import SPLITS, PreparedData
 from hisac_rec.evaluation.metrics import auc
+from hisac_rec.managed.mapping import FREE
 from hisac_rec.planning.plan_io import load_plan
+from hisac_rec.train.job import open_job
 from hisac_rec.train.reading import Reading
 from hisac_rec.train.run import RunFolder
 
@@ -211,6 +215,43 @@ def test_a_checkpoint_of_sums_at_the_shard_evaluates_on_one(
     on_two = read_predictions(run.predictions("test"))["logit"]
     on_one = predict_run(run.root, small_data, checkpoint="last")["logit"]
     np.testing.assert_allclose(on_one, on_two, atol=1e-5)
+
+
+def test_managed_rows_are_learned_and_move_with_their_ids(
+    results: Results, small_data: PreparedData, tmp_path: Path
+) -> None:
+    """Each rank gives its rows to its ids; on one rank every id that had a row has it still."""
+    out = Path(shutil.copytree(results.out / "managed", tmp_path / "run"))
+    run = RunFolder(out)
+    last = run.checkpoints().find("last")
+    mapping = stored_mapping(StoredTensors(last), "item")
+    assert mapping is not None
+    assert mapping.segments.tolist() == [0, 50, 100]
+    given = mapping.keys != FREE
+    assert given[:50].sum() == given[50:].sum() == 49
+    losses = list(logged(run.root, "train", "loss").values())
+    assert np.mean(losses[-10:]) < np.mean(losses[:10]) - 0.01
+    config = run.config()
+    keys = open_job(config, small_data).items.rows["item"]
+    known = np.isin(keys, mapping.keys[given])
+    on_two = read_predictions(run.predictions("test"))
+    on_one = predict_run(out, small_data)
+    off = np.abs(on_one["logit"] - on_two["logit"])
+    owned_by_first = mapping.rows_of(keys) < 50  # whose shared row is kept
+    exact = (known | owned_by_first)[on_two["item"]]
+    assert 0.3 < exact.mean() < 1
+    # Histories hold ids of either kind.
+    assert np.median(off[exact]) < np.median(off[~exact])
+    assert np.corrcoef(on_one["logit"], on_two["logit"])[0, 1] > 0.99
+    longer = config.model_copy(
+        update={"train": config.train.model_copy(update={"epochs": 3, "early_stop": 0})}
+    )
+    train_run(longer, small_data, out, plan=planner_of(1, "row_wise"), resume=True)
+    after = stored_mapping(StoredTensors(run.checkpoints().find("last")), "item")
+    assert after is not None
+    assert after.segments.tolist() == [0, 100]
+    assert (after.keys != FREE).sum() == 99
+    assert np.isin(mapping.keys[given], after.keys).mean() > 0.5
 
 
 def test_rows_that_travel_in_16_bits_train_as_well(results: Results) -> None:

@@ -33,6 +33,8 @@ from hisac_rec.train.training import train
 
 SHARDINGS = ("row_wise", "column_wise", "table_wise")
 POOLED = ("tables.pool=true", "tables.pool_min_rows=1")
+MANAGED = ('tables.vocabulary.item={kind="managed",rows=100,eviction_every=4}', "train.epochs=2")
+"""Fewer rows than there are items, given out and taken back."""
 POOLED_SHARDINGS = ("column_wise", "table_wise")
 """TorchRec's bags have no row-wise form on CPU."""
 
@@ -107,6 +109,9 @@ def main(data: PreparedData, lonely: PreparedData, planted: PreparedData, out: P
             run, planner = out / f"pooled_{sharding}", planner_of(2, sharding)
             train(open_job(pooled, data), ranks, run, plan=planner)
             write_predictions(RunFolder(run), data, ranks, planner=planner, checkpoint="last")
+        managed, planner = small_config(*MANAGED), planner_of(2, "row_wise")
+        train(open_job(managed, data), ranks, out / "managed", plan=planner)
+        write_predictions(RunFolder(out / "managed"), data, ranks, planner=planner)
         # Ends in the midst of an epoch.
         part = small_config("train.max_candidates=1500", "train.early_stop=0")
         train(open_job(part, data), ranks, out / "part", plan=planner_of(2, "table_wise"))

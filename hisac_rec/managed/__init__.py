@@ -1,0 +1,1 @@
+"""Managed vocabularies: TorchRec's managed collision (zero-collision) tables under this trainer."""
