@@ -55,6 +55,7 @@ types: $(DEV) ## check types
 
 docs: $(RUNTIME) ## write the generated pages of docs/ anew
 	$(BIN)/python -m hisac_rec.docs_config docs/configuration.md
+	$(BIN)/python -m hisac_rec.docs_datasets docs/datasets.md
 
 submissions: $(RUNTIME) ## write launch/submissions anew, from launch/components.py
 	$(BIN)/python -m hisac_rec.submissions launch/submissions

@@ -74,13 +74,18 @@ def cases() -> Iterator[tuple[str, str, str, str, str]]:
                 yield name, file.name, "narrow_vector", file.place(ROW), "same width|expected 100"
 
 
+LIKE = {"kuairand_1k": "kuairand_27k", "kuairand_pure_csv": "kuairand_27k"}
+"""Definitions that differ in file names alone."""
+
+
 def marked() -> Iterator[object]:
     """Each way once a definition; the same way in its other files is left to the slow run."""
     met: set[tuple[str, str]] = set()
     for case in cases():
         name, file, how, *_ = case
-        again = (name, how) in met
-        met.add((name, how))
+        kind = LIKE.get(name, name), how
+        again = kind in met
+        met.add(kind)
         marks = [pytest.mark.slow] if again else []
         yield pytest.param(*case, marks=marks, id=f"{name}-{how}-{Path(file).name}")
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import duckdb
 import pyarrow.parquet as pq
+from raw_files.kuairand import LOG
 
 from hisac_rec.config import load_config
 from hisac_rec.data.contract import SPLITS, PreparedData
@@ -90,3 +92,41 @@ def test_statics(shared_data: Path, tmp_path: Path) -> None:
         found.append((*(types[kind] for kind in row["history_type"]), label))
     # A student's history and last label are the raw answers in their order.
     assert sorted(found) == [right for right in answers if len(right) > 5]
+
+
+def test_movielens_latest(shared_data: Path, tmp_path: Path) -> None:
+    raw = shared_data / "ml-latest-small"
+    data = made("movielens_latest", raw, tmp_path / "data")
+    expected = duckdb.sql(f"""
+        WITH r AS (FROM read_csv('{raw}/ratings.csv')), fifth AS (
+            SELECT userId, timestamp FROM r WHERE rating >= 4
+            QUALIFY row_number() OVER (PARTITION BY userId ORDER BY timestamp) = 5
+        ) SELECT count(*) FROM r JOIN fifth USING (userId) WHERE r.timestamp > fifth.timestamp
+        """).fetchall()[0][0]
+    assert sum(data.manifest.splits[split].candidates for split in SPLITS) == expected
+    assert (data.manifest.users, data.manifest.items) == (611, 9743)
+    assert data.items["text"][1].as_py().startswith("Toy Story . Adventure Animation")
+
+
+def test_kuairand_csv(shared_data: Path, tmp_path: Path) -> None:
+    """The publisher's own user and video files, and his log as he writes it."""
+    raw, real = tmp_path / "raw", shared_data / "kuairand-pure-slice"
+    raw.mkdir()
+    for name in ("user_features_pure.csv", "video_features_basic_pure.csv"):
+        shutil.copy(real / name, raw / name)
+    columns = ", ".join(LOG)
+    for days, split in (("4_08_to_4_21", "val"), ("4_22_to_5_08", "test")):
+        duckdb.execute(
+            f"COPY (SELECT {columns} FROM '{real}/{split}.parquet' WHERE user_id % 4 = 0) "
+            f"TO '{raw}/log_standard_{days}_pure.csv'"
+        )
+    data = made("kuairand_pure_csv", raw, tmp_path / "data")
+    both = f"read_parquet(['{real}/val.parquet', '{real}/test.parquet'])"
+    rows, clicks = duckdb.sql(
+        f"SELECT count(*), sum(is_click) FROM {both} WHERE user_id % 4 = 0"
+    ).fetchall()[0]
+    splits = data.manifest.splits.values()
+    assert sum(split.candidates for split in splits) == rows
+    assert sum(split.positives for split in splits) == clicks
+    assert len(data.manifest.user_features) == 11
+    assert any(data.items["author"].to_pylist())
