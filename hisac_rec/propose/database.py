@@ -54,6 +54,15 @@ class Database:
         """The result of a query as one Arrow table."""
         return self._duckdb.sql(query).to_arrow_table()
 
+    def replace(self, table: str, select: str) -> None:
+        """Put the result of a SELECT, which may read it, in the place of a table or view."""
+        schema, _, name = table.partition(".")
+        self.rows(f"CREATE TABLE {schema}.fresh AS {select}")
+        views = f"SELECT 1 FROM duckdb_views() WHERE schema_name = {text(schema)}"
+        kind = "VIEW" if self.rows(f"{views} AND view_name = {text(name)}") else "TABLE"
+        self.rows(f"DROP {kind} {table}")
+        self.rows(f"ALTER TABLE {schema}.fresh RENAME TO {name}")
+
     def columns(self, table: str) -> dict[str, str]:
         """Column -> DuckDB type of a table."""
         described = self._duckdb.execute(f"DESCRIBE SELECT * FROM {table}").fetchall()

@@ -111,19 +111,11 @@ def take_in(
 
 def _keep(db: Database, table: str, raw: RawTable, where: str) -> None:
     try:
-        db.rows(f"CREATE TEMP VIEW kept AS SELECT * FROM {table} WHERE ({where}\n)")
-        db.rows("SELECT 1 FROM kept LIMIT 1")
-        rows = db.rows("SELECT count(*) FROM kept")[0][0]
+        db.replace(table, f"SELECT * FROM {table} WHERE ({where}\n)")
     except duckdb.Error as error:
         raise UserError(f"{raw.title}: --where {where!r}: {error}") from None
-    if not rows:
+    if not db.rows(f"SELECT 1 FROM {table} LIMIT 1"):
         raise UserError(f"{raw.title}: no row is left by --where {where!r}")
-    db.rows("CREATE TABLE looked.kept AS SELECT * FROM kept")
-    db.rows("DROP VIEW kept")
-    kind = "VIEW" if raw.relation.lower().rstrip("')").endswith(".parquet") else "TABLE"
-    db.rows(f"DROP {kind} IF EXISTS {table}")
-    db.rows(f"CREATE TABLE {table} AS SELECT * FROM looked.kept")
-    db.rows("DROP TABLE looked.kept")
 
 
 def _reader(path: Path) -> str:

@@ -23,6 +23,7 @@ from hisac_rec.propose.leakage import find_leaks
 from hisac_rec.propose.proposal import Log, Negatives, Options, Proposal, Split, sized_codes
 from hisac_rec.propose.roles import choose_group, choose_ids, choose_time, given
 from hisac_rec.propose.sides import Side
+from hisac_rec.propose.slates import SHOWN, TAKEN, Slate, find_slate, unnested
 from hisac_rec.propose.sqltext import quoted
 from hisac_rec.propose.writing import as_toml, read_back
 
@@ -103,8 +104,14 @@ def _propose(
         delimiter=options.delimiter,
         encoding=options.encoding,
     )
+    slate = find_slate(db, RAW) if options.item is None and options.label is None else None
+    if slate is not None:
+        table = unnested(db, RAW, table, slate)
+        options = replace(options, item=SHOWN, label=TAKEN)
     facts = measure(db, RAW)
     log, notes = _log(db, options, table, facts)
+    if slate is not None:
+        log = _of_slate(log, slate)
     items, users, files, more = _sides(db, options, raw, table, facts, log)
     rows = next(iter(facts.values())).rows
     share = min(1.0, LOOKED_EVENTS / rows)
@@ -211,6 +218,14 @@ def _log(
                 )
                 conditions.append(f"{quoted(name)} > 0")
     return Log(user, item, time, moment, label, group, table, tuple(conditions)), notes
+
+
+def _of_slate(log: Log, slate: Slate) -> Log:
+    """Say that item and label came from lists, and not from options."""
+    item = replace(log.item, reason=f"what {slate.shown} lists", given=False)
+    rate = log.label.reason.rpartition("; ")[2]
+    label = replace(log.label, reason=f"it is in {slate.taken}; {rate}", given=False)
+    return replace(log, item=item, label=label)
 
 
 def _sides(

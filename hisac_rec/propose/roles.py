@@ -300,7 +300,7 @@ def choose_group(
             for name, fact in facts.items()
             if name not in busy and fact.can_be_id and not fact.is_flag and fact.distinct > 1
         ),
-        key=lambda one: -one[0],
+        key=lambda one: (-one[0], -facts[one[1]].distinct),
     )
     for points, name in ranked:
         if points < CLEAR:

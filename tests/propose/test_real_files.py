@@ -78,3 +78,14 @@ def test_retail(shared_data: Path, tmp_path: Path) -> None:
     assert found.manifest.has_text
     assert [f.name for f in found.manifest.user_features] == ["country"]
     assert {"positives-alone", "null-users", "time-zone"} <= set(codes(found))
+
+
+def test_news_with_lists(shared_data: Path, tmp_path: Path) -> None:
+    found = found_in(tmp_path, shared_data / "ebnerd-test" / "behaviors.parquet")
+    assert roles(found)["item"] == "shown_item"
+    assert roles(found)["label"] == "taken"
+    assert found.proposal.log.group is not None
+    assert found.proposal.log.group.columns == ("impression_id",)
+    assert found.figures.rows_read == 10_848  # every article of every impression
+    assert found.figures.rate == pytest.approx(1047 / 10_848)
+    assert "positives-alone" not in codes(found)
