@@ -62,6 +62,8 @@ class Locator:
             For example "raw/ratings.csv, line 17"; several joined with "and" where rows of
             several files meet; empty where no row is to blame.
         """
+        if not key.startswith("source."):
+            return ""  # an expression over events, not a SELECT over files
         fails = finding == ANY_ERROR
 
         def ask(statement: str) -> bool:
@@ -76,6 +78,20 @@ class Locator:
             return self._search(query, finding, ask)
         except (duckdb.Error, OSError, ValueError):
             return ""  # the finding itself is still told
+
+    def columns(self, key: str) -> list[str]:
+        """What a SELECT could have named: each of its readers with the columns that it gives."""
+        if not key.startswith("source."):
+            return []
+        said = []
+        for reader in query_of(key, self._source, self._raw, self._tables).readers:
+            try:
+                rows = self._database.execute(f"DESCRIBE SELECT * FROM {reader.source}").fetchall()
+            except duckdb.Error:
+                continue  # told of by itself, when it is its turn
+            files = reader.source.replace(f"{self._raw}/", "").partition("'")[2].partition("'")[0]
+            said.append(f"{files} has the columns {', '.join(row[0] for row in rows)}")
+        return list(dict.fromkeys(said))
 
     def _search(self, query: Query, finding: str, ask: Ask) -> str:
         """Stop readers that have no part in it, then halve those that have."""
@@ -116,7 +132,10 @@ class Locator:
             return f"{path}, one of the rows {begin:,} to {row:,}"
         if not reader.is_text:
             return f"{path}, row {row}"
-        line = line_of(path, row, self._has_header(reader, path), _quote(reader))
+        try:
+            line = line_of(path, row, self._has_header(reader, path), _quote(reader))
+        except ValueError:  # its quotes are not those of CSV
+            return f"{path}, record {row}"
         return f"{path}, line {line}"
 
     def _row_of_file(self, reader: Reader, row: int) -> tuple[Path, int]:

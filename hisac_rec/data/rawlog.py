@@ -174,7 +174,7 @@ class RawLog:
     def _load(self) -> None:
         engine, source = self._engine, self._source
         tables: dict[str, str] = {}
-        engine.locate_with(Locator(engine.cursor(), source, self._raw, tables).place)
+        engine.locate_with(Locator(engine.cursor(), source, self._raw, tables))
         for name, table in source.tables.items():
             there = table.optional_file is None or any(self._raw.glob(table.optional_file))
             tables[name] = (table.select if there else table.otherwise) or ""

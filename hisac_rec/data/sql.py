@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import duckdb
 import pyarrow as pa
@@ -16,15 +16,14 @@ from hisac_rec.data.work import OutOfResourceError, WorkFolder
 from hisac_rec.errors import UserError
 from hisac_rec.progress import progress
 
+if TYPE_CHECKING:
+    from hisac_rec.data.locate import Locator
+
 SIGNED_TYPES = frozenset(("TINYINT", "SMALLINT", "INTEGER", "BIGINT"))
 INTEGER_TYPES = SIGNED_TYPES | {f"U{width}" for width in SIGNED_TYPES}
 POLL_SECONDS = 0.1
 FAULTS_OF_SQL = (duckdb.BinderException, duckdb.CatalogException, duckdb.ParserException)
 """DuckDB's errors that no raw row can be to blame for."""
-
-
-Place = Callable[[str, str], str]
-"""(key of a SELECT, finding) -> the raw row to blame; see ``locate.Locator.place``."""
 
 
 class Engine:
@@ -44,7 +43,7 @@ class Engine:
         self, work: WorkFolder, origin: str, memory_limit: str, threads: int | None
     ) -> None:
         self.origin, self._stages = origin, work.stages
-        self._place: Place = lambda key, finding: ""
+        self._locator: Locator | None = None
         spill, database = work.scratch / "spill", work.scratch / "prepare.duckdb"
         shutil.rmtree(spill, ignore_errors=True)  # of a start that was killed
         settings: dict[str, str | bool | int | float | list[str]] = {"temp_directory": str(spill)}
@@ -160,9 +159,9 @@ class Engine:
         """A connection of its own to the same database."""
         return self._database.cursor()
 
-    def locate_with(self, place: Place) -> None:
+    def locate_with(self, locator: Locator) -> None:
         """Name raw rows in messages from now on."""
-        self._place = place
+        self._locator = locator
 
     def refused(self, key: str, error: duckdb.Error) -> UserError:
         """The error for SQL of the definition that DuckDB does not run."""
@@ -179,9 +178,14 @@ class Engine:
         of_file = explained(error)
         if of_file is not None:
             return UserError(f"{self.origin}: key '{key}': {of_file}")
-        place = "" if isinstance(error, FAULTS_OF_SQL) else self._place(key, ANY_ERROR)
+        place, columns = "", []
+        if self._locator is not None and isinstance(error, duckdb.BinderException):
+            columns = self._locator.columns(key)
+        elif self._locator is not None and not isinstance(error, FAULTS_OF_SQL):
+            place = self._locator.place(key, ANY_ERROR)
         at = f"{place}: " if place else ""
-        return UserError(f"{self.origin}: key '{key}': {at}the SQL does not run:\n{error}")
+        said = [f"{self.origin}: key '{key}': {at}the SQL does not run:", str(error), *columns]
+        return UserError("\n".join(said))
 
     def wrong(self, key: str, message: str, finding: str = "", select: str = "") -> UserError:
         """An error about the value of one key of the definition.
@@ -193,7 +197,9 @@ class Engine:
                 message then names the raw row.
             select: the key of the SELECT that makes ``found``, where it is not ``key``.
         """
-        place = self._place(select or key, finding) if finding else ""
+        place = ""
+        if finding and self._locator is not None:
+            place = self._locator.place(select or key, finding)
         at = f"{place}: " if place else ""
         return UserError(f"{self.origin}: key '{key}': {at}{message}")
 

@@ -83,6 +83,19 @@ def test_rows_that_the_sql_chokes_on(tmp_path: Path) -> None:
     assert place(tmp_path, "SELECT nothing FROM '{raw}/a.parquet'", ANY_ERROR) == ""
 
 
+def test_columns_that_are_there(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text("who,what,at\n" + "u1,s1,7\n" * 5)
+    events = "SELECT person AS \"user\" FROM read_csv('{raw}/log.csv')"
+    raw = {
+        "name": "shop",
+        "source": {"files": ["log.csv"], "events": events},
+        "requests": {"label": "true"},
+    }
+    definition = validate(DatasetDefinition, raw, "shop.toml")
+    with pytest.raises(UserError, match=r"\nlog\.csv has the columns who, what, at$"):
+        prepare(definition, tmp_path / "out", raw=tmp_path)
+
+
 def test_a_range_where_patience_ends(tmp_path: Path) -> None:
     pq.write_table(pa.table({"time": [1] * 70 + [-1] + [1] * 29}), tmp_path / "a.parquet")
     events = "SELECT time FROM '{raw}/a.parquet'"
@@ -129,6 +142,17 @@ def test_messages(tmp_path: Path, line: int, change: str, message: str) -> None:
     with pytest.raises(UserError, match=rf"shop\.toml: .*{message}"):
         prepare(definition, tmp_path / "out", raw=raw, origin="shop.toml")
     assert [path.name for path in tmp_path.iterdir()] == ["raw"]
+
+
+def test_an_expression_that_chokes_on_a_value(tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    (raw / "log.csv").write_text("customer,sku,moment,bought\nu0,s1,7,300\n")
+    (raw / "goods.csv").write_text("sku,a,b\ns1,1.5,2.5\n")
+    label = "requests.label=(bought::TINYINT)"
+    definition = validate(DatasetDefinition, apply_overrides(SHOP, (label,)), "shop.toml")
+    with pytest.raises(UserError, match=r"requests\.label.* the SQL does not run:\n.*300"):
+        prepare(definition, tmp_path / "out", raw=raw, origin="shop.toml")
 
 
 @pytest.mark.parametrize(
