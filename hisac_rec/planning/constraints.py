@@ -26,6 +26,9 @@ from hisac_rec.planning.units import GIB
 
 Sharders = Sequence[ModuleSharder[nn.Module]]
 
+MOST_BLOCKS = 1_024
+"""Ranks that a managed table can be on (TorchRec 1.8)."""
+
 DATA_TYPES = {"fp32": DataType.FP32, "fp16": DataType.FP16}
 
 
@@ -116,6 +119,11 @@ def _require_manageable(table: ModelTable, config: PlannerConfig) -> None:
             f"set tables.vocabulary.{table.name}.kind = 'hashed' in the model file"
         )
     ranks = cluster.world_size
+    if ranks > MOST_BLOCKS:
+        raise UserError(
+            f"tables.vocabulary.{table.name}: TorchRec manages tables on {MOST_BLOCKS:,} ranks at "
+            f"most, these are {ranks:,}; choose kind = 'hashed'"
+        )
     if (ranks - 1) * -(-table.rows // ranks) >= table.rows - 1:
         raise UserError(
             f"tables.vocabulary.{table.name}.rows = {table.rows}: in equal blocks over {ranks} "

@@ -125,8 +125,13 @@ def test_a_managed_table_is_planned_with_its_mapping(small_data: PreparedData) -
             {"topology": {"devices_per_host": 2, "device": "cuda", "hbm_gib": 80}},
             r"on a GPU, FBGEMM resets .* train.sparse_optimizer = 'rowwise_adagrad' alone",
         ),
+        (
+            (MANAGED,),
+            {"topology": {"hosts": 129, "devices_per_host": 8, "device": "cuda", "hbm_gib": 80}},
+            r"TorchRec manages tables on 1,024 ranks at most, these are 1,032",
+        ),
     ],
-    ids=["pool", "name", "columns", "groups", "rows", "optimiser"],
+    ids=["pool", "name", "columns", "groups", "rows", "optimiser", "ranks"],
 )
 def test_what_a_managed_table_cannot_be_is_said_before_training(
     small_data: PreparedData, overrides: tuple[str, ...], planner: dict[str, Any], message: str
