@@ -3,7 +3,7 @@
 Any SQL may lie between a raw file and a finding such as "item 17 has several rows". So the
 SELECT is asked again, with its readers stopped after k rows: the smallest k at which the
 finding shows is the row to blame. Halving finds k in about log2(rows) questions, out of core,
-and only once something is wrong.
+and only once something is wrong. Text is parsed into a table first, not once a question.
 """
 
 from __future__ import annotations
@@ -49,6 +49,10 @@ class Locator:
     ) -> None:
         self._database, self._source, self._raw, self._tables = database, source, raw, tables
         self._patience = patience
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._database.close()
 
     def place(self, key: str, finding: str) -> str:
         """Where the first row lies without which the finding would not be.
@@ -97,9 +101,10 @@ class Locator:
         """Stop readers that have no part in it, then halve those that have."""
         ends = time.monotonic() + self._patience
         limits: dict[Reader, int] = {}
+        copies: dict[Reader, str] = {}
 
         def shows(reader: Reader, rows: int) -> bool:
-            return ask(query.asking(finding, {**limits, reader: rows}))
+            return ask(query.asking(finding, {**limits, reader: rows}, copies))
 
         if not ask(query.asking(finding, {})) or ask(
             query.asking(finding, dict.fromkeys(query.readers, 0))
@@ -112,8 +117,14 @@ class Locator:
             else:
                 to_blame.insert(0, reader)
         places = []
-        for reader in to_blame:
-            rows = self._database.execute(f"SELECT count(*) FROM {reader.source}").fetchall()
+        for number, reader in enumerate(to_blame):
+            source = reader.source
+            if reader.is_text:  # parsed once, not once a question
+                source = copies[reader] = f"located_{number}"
+                self._database.execute(
+                    f"CREATE OR REPLACE TEMP TABLE located_{number} AS FROM {reader.source}"
+                )
+            rows = self._database.execute(f"SELECT count(*) FROM {source}").fetchall()
             low, high = 0, int(rows[0][0])  # does not show, shows
             while high - low > 1 and time.monotonic() < ends:
                 middle = (low + high) // 2

@@ -127,19 +127,23 @@ class Query:
     readers: list[Reader]
     """Those of the SELECT first, then those of the named tables."""
 
-    def asking(self, finding: str, limits: dict[Reader, int]) -> str:
+    def asking(
+        self, finding: str, limits: dict[Reader, int], copies: dict[Reader, str] | None = None
+    ) -> str:
         """The statement that asks for a finding when readers stop after some rows.
 
         Args:
             finding: a SELECT over the table ``found``.
             limits: reader -> rows that it may read; the others read all.
+            copies: reader -> a table with its rows, which is read in its place.
         """
         tables = []
         for key, (name, select) in self.selects.items():
             body = select.encode()
             mine = [reader for reader in limits if reader.query == key]
             for reader in sorted(mine, key=lambda reader: -reader.start):
-                few = f"(SELECT * FROM {reader.source} LIMIT {limits[reader]})"
+                source = (copies or {}).get(reader, reader.source)
+                few = f"(SELECT * FROM {source} LIMIT {limits[reader]})"
                 few += f" AS {identifier(reader.alias)}" if reader.alias else ""
                 body = body[: reader.start] + few.encode() + body[reader.stop :]
             tables.append(f"{identifier(name)} AS {body.decode()}")

@@ -71,6 +71,8 @@ class Engine:
     def close(self) -> None:
         """Close the database; its files stay for the owner of the scratch folder."""
         self._thread.shutdown()
+        if self._locator is not None:
+            self._locator.close()
         self._database.close()
 
     def run(self, statement: str, title: str, key: str) -> None:
