@@ -57,6 +57,8 @@ class Label:
     others: tuple[str, ...] = ()
     """Other columns that could be the label."""
     given: bool = False
+    tasks: tuple[tuple[str, str], ...] = ()
+    """Further labels: (name, SQL over ``source.events``)."""
 
 
 def choose_label(

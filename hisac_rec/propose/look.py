@@ -25,6 +25,7 @@ from hisac_rec.propose.roles import choose_group, choose_ids, choose_time, given
 from hisac_rec.propose.sides import Side
 from hisac_rec.propose.slates import SHOWN, TAKEN, Slate, find_slate, unnested
 from hisac_rec.propose.sqltext import quoted
+from hisac_rec.propose.tasks import with_tasks
 from hisac_rec.propose.writing import as_toml, read_back
 
 RAW, EVENTS = "looked.raw_events", "looked.events"
@@ -208,6 +209,7 @@ def _log(
         options.threshold, [*taken, *(group.columns if group else ())],
         (user.sql, item.sql), order, moment.clock,
     )  # fmt: skip
+    label = with_tasks(db, RAW, facts, label)
     if label.kind == "none":
         for name, fact in facts.items():
             negative = fact.is_number and fact.low is not None and fact.low < 0
@@ -404,6 +406,7 @@ def _unused(
     for side in (items, users):
         if side is not None and side.of_events:
             used |= _used(facts, side)
+    used |= {name for name in facts if quoted(name) in dict(log.label.selected).values()}
     by_type = log.label.type_sql or ""
     return tuple(name for name in facts if name not in used and quoted(name) not in by_type)
 

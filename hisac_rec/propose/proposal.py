@@ -138,6 +138,8 @@ class Proposal:
         requests["label"] = label.sql
         if self.group != "event":
             requests["group"] = self.group
+        if label.tasks:
+            requests["tasks"] = dict(label.tasks)
         if self.negatives is not None:
             drawn: dict[str, Any] = {
                 "per_positive": self.negatives.per_positive,

@@ -71,6 +71,9 @@ def _choices(looked: Looked) -> Table:
         option = ", ".join(choice.rivals[:4])
         why = choice.reason
         table.add_row(choice.role, *(escape(cell) for cell in (column, why, option)))
+    if log.label.tasks:
+        tasks = ", ".join(name for name, _ in log.label.tasks)
+        table.add_row("tasks", escape(tasks), "further flags, for models of several tasks", "")
     table.add_row("request", escape(proposal.group_name), escape(proposal.group_reason), "")
     table.add_row("split", proposal.split.by, escape(proposal.split.reason), "")
     return table

@@ -13,6 +13,11 @@ from hisac_rec.propose.moments import written
 from hisac_rec.propose.proposal import Proposal
 
 WIDTH = 96
+INNER = {
+    "tasks": "further labels: a model learns those that its tasks.train names",
+    "negatives": "the log holds successes alone",
+}
+"""Tables inside ``[requests]``, and what they are for."""
 
 
 def as_toml(proposal: Proposal, warnings: list[str], command: str) -> str:
@@ -35,8 +40,8 @@ def as_toml(proposal: Proposal, warnings: list[str], command: str) -> str:
             continue
         lines += ["", f"[{table}]"]
         for key, value in made[table].items():
-            if key == "negatives":
-                lines += ["", "[requests.negatives] # the log holds successes alone"]
+            if key in INNER:
+                lines += ["", f"[requests.{key}] # {INNER[key]}"]
                 lines += [_pair(name, one) for name, one in value.items()]
                 continue
             after = (

@@ -74,6 +74,21 @@ def test_kinds_of_events(tmp_path: Path) -> None:
     assert rows.sql == "type IN ('view')"
 
 
+def test_several_flags(tmp_path: Path) -> None:
+    """Further flags are tasks; a copy of one and a flag that is hardly ever set are not."""
+    rows = changed(
+        clean_log(),
+        lambda k, row: (
+            row | {"is_like": int(k % 9 == 0), "liked": int(k % 9 == 0), "is_follow": int(k == 7)}
+        ),
+    )
+    found = looked(tmp_path, write_csv(tmp_path / "log.csv", rows))
+    assert found.definition.requests is not None
+    assert found.definition.requests.label == "click = 1"
+    assert [task.name for task in found.manifest.tasks] in (["like"], ["liked"])
+    assert codes(found) == []
+
+
 def test_doubtful_dates_and_ratings(tmp_path: Path) -> None:
     """Day and month that may be swapped; two colons between fields; embedding columns."""
     rows = changed(

@@ -63,6 +63,10 @@ def test_short_video(shared_data: Path, tmp_path: Path) -> None:
     assert found.proposal.split.by == "time"
     features = {feature.name for feature in found.manifest.item_features}
     assert {"author_id", "tag", "upload_type", "video_duration"} <= features
+    assert found.definition.requests is not None
+    tasks = found.definition.requests.tasks or {}
+    assert {"follow", "finish"} <= set(tasks)
+    assert len({"like", "is_like"} & set(tasks)) == 1  # is_like and like are one and the same
     assert not {"like_cnt", "play_progress", "counts"} & features
     text = {concern.code: concern.text for concern in found.concerns}
     assert "play_time_ms" in text["label-leak"]
