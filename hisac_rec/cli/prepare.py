@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,6 +10,13 @@ import typer
 
 if TYPE_CHECKING:
     from hisac_rec.data.contract import FurtherTask, PreparedData
+
+
+class Engine(StrEnum):
+    """What runs the SQL of a definition."""
+
+    duckdb = "duckdb"
+    spark = "spark"
 
 
 def run(
@@ -35,6 +43,13 @@ def run(
     ] = "4GB",
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads of the SQL engine; all cores if not given.")
+    ] = None,
+    engine: Annotated[
+        Engine, typer.Option(help="What reads and sorts events: this machine, or a Spark cluster.")
+    ] = Engine.duckdb,
+    spark: Annotated[
+        list[str] | None,
+        typer.Option("--spark", metavar="KEY=VALUE", help="A setting of Spark; may be repeated."),
     ] = None,
 ) -> None:
     """Make a data set from raw events, or from the synthetic generator.
@@ -64,6 +79,8 @@ def run(
         fresh=fresh,
         memory_limit=memory_limit,
         threads=threads,
+        engine=engine.value,
+        spark=spark or (),
     )
     _show(data)
 

@@ -10,8 +10,11 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -40,6 +43,9 @@ from hisac_rec.data.writer import TrainTally
 from hisac_rec.errors import UserError
 from hisac_rec.progress import progress
 
+if TYPE_CHECKING:
+    from hisac_rec.data.rawlog import RawLog
+
 log = logging.getLogger(__name__)
 
 
@@ -53,6 +59,8 @@ def prepare(
     fresh: bool = False,
     memory_limit: str = "4GB",
     threads: int | None = None,
+    engine: Literal["duckdb", "spark"] = "duckdb",
+    spark: Sequence[str] = (),
 ) -> PreparedData:
     """Make a prepared data set, whole or not at all.
 
@@ -65,6 +73,8 @@ def prepare(
         fresh: throw away what an earlier start, cut off, has done for the same output.
         memory_limit: of DuckDB, for example "4GB"; beyond it, it works on disk.
         threads: of DuckDB; None: one per core.
+        engine: what reads and sorts the events of ``[source]``.
+        spark: settings of Spark, "KEY=VALUE" each.
 
     Returns:
         The data set, opened.
@@ -83,16 +93,14 @@ def prepare(
     _refuse_existing(out, force)
     if definition.source is not None:
         raw = require_files(definition.source, raw, origin)
-    made_from = identity(definition, raw, "duckdb")
+    made_from = identity(definition, raw, engine)
     with WorkFolder(out.absolute(), made_from, fresh=fresh) as work, ExitStack() as stack:
         source: Source
         if definition.synthetic is not None:
             source = SyntheticSource(definition.synthetic)
         else:
-            from hisac_rec.data.rawlog import RawLog
-
             source = stack.enter_context(
-                RawLog(definition, raw, work, origin, memory_limit, threads)
+                _raw_log(engine, spark)(definition, raw, work, origin, memory_limit, threads)
             )
         cold = draw_cold_items(source.items, definition.split.cold_items or 0.0)
         counts, tally, tasks = write_splits(source, work, cold, origin)
@@ -112,6 +120,16 @@ def prepare(
         work.once("check", lambda: validate_prepared(root))
         work.finish()
     return PreparedData(out)
+
+
+def _raw_log(engine: str, spark: Sequence[str]) -> Callable[..., RawLog]:
+    from hisac_rec.data.rawlog import RawLog
+
+    if engine == "duckdb":
+        return RawLog
+    from hisac_rec.data.spark.log import SparkLog
+
+    return partial(SparkLog, settings=spark)
 
 
 def _manifest(

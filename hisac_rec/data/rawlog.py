@@ -46,6 +46,8 @@ BLOCK_EVENTS = 2_000_000
 """Events handed over at once, but always whole users: about 100 MB."""
 BATCH_ITEMS = 100_000
 MAX_TYPES = 127
+NO_GROUP = "(-9223372036854775808)::BIGINT"
+"""Group of events where ``requests.group`` is NULL."""
 RAW_EVENTS = "prepared.raw_events"
 EVENTS = "prepared.events"
 ITEMS, USERS = "prepared.items", "prepared.users"
@@ -100,6 +102,12 @@ class RawLog:
     def __exit__(self, *_: object) -> None:
         self._engine.close()
 
+    @property
+    def block_events(self) -> int:
+        """Events of a block, about."""
+        negatives = self._requests.negatives
+        return max(1, BLOCK_EVENTS // (1 + (negatives.per_positive if negatives else 0)))
+
     def rules(self, split: Split) -> CutRules:
         """As ``[history]`` and ``[requests]`` say."""
         requests, history = self._requests, self.definition.history
@@ -109,24 +117,27 @@ class RawLog:
         """Events of whole users, from block ``first`` on: about ``BLOCK_EVENTS`` at a time, what
         is drawn for them counted in.
         """
-        negatives = self._requests.negatives
-        size = max(1, BLOCK_EVENTS // (1 + (negatives.per_positive if negatives else 0)))
-        bounds = self._engine.rows(f"""
-            SELECT min("user"), max("user") FROM (
-                SELECT "user", (sum(count(*)) OVER (ORDER BY "user") - 1) // {size} AS block
-                FROM {EVENTS} GROUP BY "user"
-            ) GROUP BY block ORDER BY block""")
-        for low, high in bounds[first:]:
-            table = self._engine.arrow(
-                f'SELECT * FROM {EVENTS} WHERE "user" BETWEEN {low} AND {high} ORDER BY rowid'
-            )
+        for table in self._tables(self.block_events, first):
             columns = {name: table[name].to_numpy() for name in table.column_names}
+            columns["group"] = columns["group"].view(np.uint64)
             further = {task: columns.pop(task_field(task)) for task in self.tasks}
             if self._requests.group == "event":
                 columns["group"] = None
             if self.definition.split.by != "column":
                 columns["split"] = self._splits(columns["user"], columns["time"])
             yield EventBlock(**columns, further=further)
+
+    def _tables(self, size: int, first: int) -> Iterator[pa.Table]:
+        """Sorted events of whole users, about ``size`` at a time, from table ``first`` on."""
+        bounds = self._engine.rows(f"""
+            SELECT min("user"), max("user") FROM (
+                SELECT "user", (sum(count(*)) OVER (ORDER BY "user") - 1) // {size} AS block
+                FROM {EVENTS} GROUP BY "user"
+            ) GROUP BY block ORDER BY block""")
+        for low, high in bounds[first:]:
+            yield self._engine.arrow(
+                f'SELECT * FROM {EVENTS} WHERE "user" BETWEEN {low} AND {high} ORDER BY rowid'
+            )
 
     def negatives(self, blocks: Iterator[EventBlock]) -> NegativeSampler | None:
         """As ``[requests.negatives]`` says."""
@@ -202,7 +213,10 @@ class RawLog:
         self._sort_events(types)
         check_labels(engine, self.definition, EVENTS, USERS)
         self._count_and_encode_users(user_types)
-        engine.run(f"DROP TABLE {RAW_EVENTS}", "clean up", "source.events")
+        self._clean_up()
+
+    def _clean_up(self) -> None:
+        self._engine.run(f"DROP TABLE {RAW_EVENTS}", "clean up", "source.events")
 
     def _count_and_encode_users(self, types: dict[str, str]) -> None:
         engine, split = self._engine, self.definition.split
@@ -229,6 +243,10 @@ class RawLog:
         sql = f"CREATE TABLE {table} AS SELECT * FROM {body}"
         self._engine.run(sql, f"read {key.removeprefix('source.')}", key)
 
+    def _raw_ids(self, side: str) -> str:
+        """SELECT of the different raw ids in the events, as text in column ``value``."""
+        return f'SELECT k::VARCHAR AS value FROM (SELECT DISTINCT "{side}" AS k FROM {RAW_EVENTS})'
+
     def _entities(self, side: str, select: str | None, table: str) -> dict[str, str]:
         """Make the table of items or users: ``id``, ``value`` (the raw id), what is used.
 
@@ -237,7 +255,7 @@ class RawLog:
         """
         engine, key, raw = self._engine, f"source.{side}s", f"prepared.raw_{side}s"
         used: dict[str, str] = {}
-        names = f'SELECT k::VARCHAR AS value FROM (SELECT DISTINCT "{side}" AS k FROM {RAW_EVENTS})'
+        names = self._raw_ids(side)
         columns = join = ""
         if select is not None:
             self._read(raw, select, key)
@@ -269,13 +287,8 @@ class RawLog:
         return used
 
     def _event_types(self, types: dict[str, str]) -> None:
-        where = self.definition.history.where
         self._type = '"type"::VARCHAR' if "type" in types else "'event'"
-        found = self._engine.rows(
-            f"SELECT DISTINCT {self._type} FROM {RAW_EVENTS} WHERE ({where}\n) ORDER BY 1",
-            "history.where",
-        )
-        self.event_types = [row[0] for row in found]
+        self.event_types = self._history_types()
         if not self.event_types:
             raise self._engine.wrong("history.where", "no event is history")
         if len(self.event_types) > MAX_TYPES:
@@ -285,18 +298,36 @@ class RawLog:
                 "make column 'type' coarser",
             )
 
+    def _history_types(self) -> list[str]:
+        """The different types of history events, in order."""
+        where = self.definition.history.where
+        found = self._engine.rows(
+            f"SELECT DISTINCT {self._type} FROM {RAW_EVENTS} WHERE ({where}\n) ORDER BY 1",
+            "history.where",
+        )
+        return [row[0] for row in found]
+
+    def _group(self) -> tuple[str, bool]:
+        """``requests.group`` as SQL, and whether it is a whole number, which needs no hash."""
+        sql = self._requests.group
+        if sql == "event":
+            return "0", True
+        described = self._engine.rows(f"DESCRIBE SELECT ({sql}\n) AS value FROM {RAW_EVENTS}")
+        return sql, described[0][1] in SIGNED_TYPES
+
     def _sort_events(self, types: dict[str, str]) -> None:
         """Ids in place of raw values, sorted by user, time and a complete tie-break."""
         requests = self._requests
         sequence = "sequence" if "sequence" in types else "0"
-        group = f"hash(({requests.group}\n))" if requests.group != "event" else "0::UBIGINT"
+        group, is_whole = self._group()
+        group = f"coalesce(({group}\n)::BIGINT, {NO_GROUP})" if is_whole else f"hash(({group}\n))"
         names = ", ".join(text(name) for name in self.event_types)
         part, split = split_columns(self.definition)
         key, raw = {}, {}
         for name in ("user", "item"):
-            is_whole = types[name] in SIGNED_TYPES
-            key[name] = AS_NUMBER if is_whole else "value"
-            raw[name] = f'"{name}"::{"BIGINT" if is_whole else "VARCHAR"}'
+            whole_id = types[name] in SIGNED_TYPES
+            key[name] = AS_NUMBER if whole_id else "value"
+            raw[name] = f'"{name}"::{"BIGINT" if whole_id else "VARCHAR"}'
         of_tasks = requests.tasks or {}
         more = [identifier(task_field(task)) for task in of_tasks]
         raw_more = "".join(

@@ -1,0 +1,1 @@
+"""Preparation on Spark, through the same definition, for logs that outgrow one machine."""
