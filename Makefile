@@ -9,10 +9,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUNTIME := $(VENV)/.installed-runtime-$(DEVICE)
 DEV := $(VENV)/.installed-dev
+SPARK := $(VENV)/.installed-spark
 INSTALL := $(BIN)/python requirements/install.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo bench test test-slow drill hosts text lint format types docs submissions wheel install clean
+.PHONY: help demo bench test test-slow drill hosts spark text lint format types docs submissions wheel install clean
 
 help: ## say what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -38,6 +39,9 @@ hosts: $(DEV) ## train on several hosts, in network namespaces of this machine; 
 text: $(DEV) ## embed texts by a real model: installs 260 MB more
 	$(INSTALL) text
 	$(BIN)/pytest -m text -rs
+
+spark: $(SPARK) ## install Spark, 450 MB, and prepare data on a local one; needs Java 17
+	$(BIN)/pytest -m spark -rs
 
 bench: $(RUNTIME) ## measure the speed of everything, some minutes: docs/results/speed.md
 	$(BIN)/python -m benchmarks.bench
@@ -82,4 +86,8 @@ $(RUNTIME): requirements/runtime.txt requirements/cpu.txt requirements/cuda.txt 
 
 $(DEV): requirements/dev.txt $(RUNTIME)
 	$(INSTALL) dev
+	@touch $@
+
+$(SPARK): requirements/spark.txt $(DEV)
+	$(INSTALL) spark
 	@touch $@

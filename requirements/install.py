@@ -6,6 +6,7 @@ Used by the Makefile; only the standard library, because nothing else is there y
     .venv/bin/python requirements/install.py dev
     .venv/bin/python requirements/install.py serving   # where an exported model is served alone
     .venv/bin/python requirements/install.py text      # models for semantic IDs from text
+    .venv/bin/python requirements/install.py spark     # for `hisac-rec prepare --engine spark`
 
 torch comes first, because its build decides everything after it; then the pinned lists
 with --no-deps (torchrec declares the CUDA build of fbgemm, which a CPU machine must not
@@ -170,6 +171,14 @@ def install_text() -> None:
     pip("install", "--quiet", "--no-deps", "--requirement", str(FOLDER / "text.txt"))
 
 
+def install_spark() -> None:
+    """Install Spark, some 450 MB, and what translates SQL to its own."""
+    say("the pinned packages of requirements/spark.txt")
+    pip("install", "--quiet", "--no-deps", "--requirement", str(FOLDER / "spark.txt"))
+    if shutil.which("java") is None:
+        say("java is not on the PATH: Spark needs Java 17 or newer")
+
+
 def check() -> None:
     """Import torch, fbgemm_gpu and torchrec in one process and print their versions.
 
@@ -190,7 +199,7 @@ def check() -> None:
 def main() -> None:
     """Read the command line and install."""
     parser = argparse.ArgumentParser(description="Install hisac_rec into this environment.")
-    parser.add_argument("what", choices=("runtime", "dev", "serving", "text"))
+    parser.add_argument("what", choices=("runtime", "dev", "serving", "text", "spark"))
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--torch-index", default="", metavar="URL")
     given = parser.parse_args()
@@ -203,6 +212,8 @@ def main() -> None:
             install_serving(given.device, given.torch_index)
         elif given.what == "text":
             install_text()
+        elif given.what == "spark":
+            install_spark()
         else:
             install_dev()
     except InstallError as error:

@@ -54,7 +54,7 @@ def test_serving_is_a_part_of_what_runs() -> None:
     assert not {"torchrec", "fbgemm-gpu", "duckdb", "scikit-learn"} & serving.keys()
 
 
-@pytest.mark.parametrize("name", ["runtime", "cpu", "cuda", "dev", "serving", "text"])
+@pytest.mark.parametrize("name", ["runtime", "cpu", "cuda", "dev", "serving", "text", "spark"])
 def test_a_list_holds_exact_pins_and_no_hosts(name: str) -> None:
     for line in (LISTS / f"{name}.txt").read_text().splitlines():
         assert re.fullmatch(r"|#.*|-r [a-z]+\.txt|[A-Za-z0-9._-]+==[A-Za-z0-9.!]+", line), line
@@ -80,7 +80,7 @@ def test_the_lists_pin_a_verified_set(name: str) -> None:
 
 
 def test_the_pins_are_what_the_project_declares() -> None:
-    pinned = pins("cuda") | pins("dev") | pins("text")
+    pinned = pins("cuda") | pins("dev") | pins("text") | pins("spark")
     extras = PROJECT["optional-dependencies"]
     for text in [*PROJECT["dependencies"], *(text for extra in extras.values() for text in extra)]:
         wanted = Requirement(text)
@@ -132,6 +132,9 @@ def test_every_import_is_a_declared_dependency() -> None:
                 given = {"pydantic" if one == "pydantic-core" else one for one in given}
                 # A CUDA build of torch brings Triton; only what runs on a GPU imports it.
                 if module == "triton" and path.parent.name == "soft_route":
+                    continue
+                # The folder is used with the extra alone, whose packages need not be here.
+                if path.parent.name == "spark" and module in pins("spark"):
                     continue
                 assert given & declared, f"{path}: {module} is not in [project.dependencies]"
 
@@ -245,6 +248,7 @@ def test_plain_make_says_what_there_is(checkout: Path) -> None:
         "types",
         "docs",
         "submissions",
+        "spark",
         "wheel",
         "clean",
     ):

@@ -344,3 +344,11 @@ def test_max_length_keeps_what_is_seen(make: Callable[..., PreparedData]) -> Non
                 seen = full["history_item"][: a["history_end"]][-5:]
                 assert cut["history_item"][: b["history_end"]][-5:] == seen
     assert short.manifest.splits["test"].events < whole.manifest.splits["test"].events
+
+
+def test_spark_says_what_it_needs(
+    make: Callable[..., PreparedData], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hisac_rec.data.spark.session.find_spec", lambda _: None)
+    with pytest.raises(UserError, match=r"needs pyspark and sqlglot: python requirements/install"):
+        make(engine="spark")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import duckdb
+from pyspark.errors import PySparkException
 from sqlglot import exp
 
 from hisac_rec.data.spark.translate import LINE
@@ -61,8 +62,9 @@ class RawFiles:
             files = [str(name) for path in paths for name in self._glob(path)]
             read = getattr(self, f"_{kind}")
             frame = read(key, sql, files, options, columns, lines)
-        except duckdb.Error as error:
-            raise UserError(f"{self._origin}: key '{key}': {error}") from None
+        except (duckdb.Error, PySparkException) as error:
+            reason = str(error).partition("\n\nJVM stacktrace")[0]
+            raise UserError(f"{self._origin}: key '{key}': {reason}") from None
         self._views += 1
         frame.createOrReplaceTempView(f"raw_files_{self._views}")
         return f"raw_files_{self._views}"
@@ -144,7 +146,13 @@ class RawFiles:
     ) -> DataFrame:
         frame = self._spark.read.option("mergeSchema", "union_by_name" in options).parquet(*files)
         frame = self._with_lines(frame, lines)
-        return frame.select(*[_quoted(name) for name in columns], *([LINE] if lines else []))
+        plain = [
+            f"CAST(TIMESTAMP_MICROS({_quoted(name)} DIV 1000) AS TIMESTAMP_NTZ) AS {_quoted(name)}"
+            if kind == "TIMESTAMP_NS"
+            else _quoted(name)
+            for name, kind in columns.items()
+        ]
+        return frame.selectExpr(*plain, *([LINE] if lines else []))
 
     def _json(
         self,

@@ -17,6 +17,7 @@ OURS = {
     "spark.sql.session.timeZone": "UTC",  # as DuckDB has times without a zone
     "spark.sql.ansi.enabled": "true",  # a value that does not fit is an error, not a null
     "spark.sql.caseSensitive": "false",
+    "spark.sql.legacy.parquet.nanosAsLong": "true",  # made a time again by our reader
 }
 """Settings on which the rows depend."""
 

@@ -28,11 +28,16 @@ SAME = {
     *("Or", "Pow", "Rank", "RegexpExtract", "RegexpReplace", "Replace", "Reverse", "Right"),
     *("Round", "RowNumber", "Sign", "Split", "SplitPart", "Sqrt", "StartsWith", "StrToTime"),
     *("Substring", "Sum", "TimeToUnix", "TimestampTrunc", "Transform", "Trim", "TryCast", "Upper"),
-    *("Year", "Month", "Day", "Xor", "IsNan", "First", "Last", "Struct"),
+    *("Year", "Month", "Day", "Xor", "IsNan", "Struct"),
 }
 """Names of sqlglot's functions that mean the same in both, as they are written here."""
 INTEGERS = {"TINYINT", "SMALLINT", "INT", "BIGINT"}
 UNNESTED = "unnested"
+NO_FRACTIONS = (
+    *(exp.Null, exp.Predicate, exp.IntDiv, exp.Length, exp.Split, exp.SplitPart, exp.Left),
+    *(exp.RegexpExtract, exp.RegexpReplace, exp.Replace, exp.Substring, exp.Trim),
+)
+"""What gives no fraction, so that nothing is rounded when it becomes a whole number."""
 
 
 class Translator:
@@ -67,7 +72,10 @@ class Translator:
 
     def _written(self, tree: exp.Expression, key: str) -> str:
         self._files(tree, key)
-        tree = tree.transform(lambda node: self._function(node, key))
+        for node in reversed(list(tree.walk())):  # breadth first: what is inside comes first
+            new = self._function(node, key)
+            if new is not node:
+                node.replace(new)
         for select in list(tree.find_all(exp.Select)):
             self._unnest(select, key)
         try:
@@ -144,13 +152,23 @@ class Translator:
         select.set("laterals", view.args["laterals"])
 
     def _function(self, node: exp.Expression, key: str) -> exp.Expression:
-        """One function as Spark means it."""
+        """One function or operator as Spark means it."""
+        refused = REFUSED.get(type(node))
+        if refused is not None and refused(node):
+            raise self._wrong(key, f"{node.sql('duckdb')}: has no equal there")
+        if isinstance(node, exp.Div):  # whole numbers and decimals are divided as DOUBLE
+            left = exp.cast(node.this.copy(), "double")
+            return exp.Div(this=left, expression=node.expression.copy())
+        if isinstance(node, exp.IgnoreNulls) and isinstance(node.this, exp.Anonymous):
+            return node.this.copy()
         if isinstance(node, exp.Anonymous):
             return self._anonymous(node, key)
         if isinstance(node, exp.Cast) and node.to.sql("spark") in INTEGERS:
             return _rounding(node)
         if isinstance(node, exp.TimeToUnix):
             return _call("UNIX_MICROS", exp.cast(node.this.copy(), "timestamptz"), divided=1e6)
+        if isinstance(node, exp.AnyValue):
+            return exp.Anonymous(this="ANY_VALUE", expressions=[node.this.copy(), exp.true()])
         if isinstance(node, exp.RegexpReplace):
             self._check_replace(node, key)
         elif isinstance(node, exp.Func) and type(node).__name__ not in SAME:
@@ -163,7 +181,7 @@ class Translator:
             return sqlglot.parse_one(
                 f"REGEXP_EXTRACT({node.expressions[0].sql('spark')}, '[^/]*$', 0)", read="spark"
             )
-        if name == "generate_subscripts":
+        if name in ("generate_subscripts", "any_value"):  # the second is ours
             return node
         raise self._wrong(
             key, f"function {name}: not known to mean the same in Spark; write it another way"
@@ -191,6 +209,15 @@ class Translator:
         )
 
 
+REFUSED: dict[type, Callable[[exp.Expression], bool]] = {
+    exp.TableSample: lambda _: True,
+    exp.SimilarTo: lambda _: True,
+    exp.Glob: lambda _: True,
+    exp.Log: lambda node: node.expression is None,  # log10 there, ln here: write one of them
+    exp.Distinct: lambda node: node.args.get("on") is not None,
+    exp.Limit: lambda node: node.parent is None or not node.parent.args.get("order"),
+}
+"""What depends on chance or on an order that Spark does not have."""
 NO_ORDER = (
     "row_number() OVER () without ORDER BY: rows have an order in the raw files of a single "
     "FROM alone"
@@ -204,7 +231,7 @@ def _operand(call: exp.Expression) -> exp.Expression:
 
 def _rounding(node: exp.Cast) -> exp.Expression:
     """Fractions become whole numbers by rounding in DuckDB, by cutting in Spark."""
-    if isinstance(node.this, exp.Literal | exp.Null):
+    if isinstance(node.this, NO_FRACTIONS):
         return node
     cast = "TRY_CAST" if isinstance(node, exp.TryCast) else "CAST"
     kind, value = node.to.sql("spark"), node.this.sql("spark")
