@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 ENCODINGS = {"latin-1": "ISO-8859-1", "utf-8": "UTF-8", "utf-16": "UTF-16"}
 KNOWN = {
-    "csv": {"delim", "sep", "header", "encoding", "quote", "escape", "columns", "auto_detect"},
+    "csv": {"delim", "sep", "header", "encoding", "quote", "escape", "columns", "auto_detect"}
+    | {"filename"},
     "parquet": {"union_by_name"},
     "json": {"columns", "format", "auto_detect"},
     "text": set[str](),
@@ -31,6 +32,8 @@ KNOWN = {
 FUNCTIONS = {"read_csv": "csv", "read_csv_auto": "csv", "read_parquet": "parquet"}
 FUNCTIONS |= {"parquet_scan": "parquet", "read_json": "json", "read_json_auto": "json"}
 FUNCTIONS |= {"read_ndjson": "json", "read_text": "text"}
+FILE = "REGEXP_REPLACE(_metadata.file_path, '^file:/+', '/')"
+"""The path of a row's file as DuckDB says it."""
 TYPES = {"UTINYINT": "SMALLINT", "USMALLINT": "INT", "UINTEGER": "BIGINT", "VARCHAR": "STRING"}
 TYPES |= {"UBIGINT": "DECIMAL(20,0)", "HUGEINT": "DECIMAL(38,0)", "UUID": "STRING"}
 TYPES |= {"TIMESTAMP": "TIMESTAMP_NTZ"}
@@ -122,8 +125,9 @@ class RawFiles:
         if skipped:
             raise self._wrong(key, f"{files[0]}: {skipped} lines before the header")
         quote = '"' if quote is None else quote
+        inside = {n: kind for n, kind in columns.items() if n != "filename" or n not in options}
         reader = self._spark.read.schema(
-            ", ".join(f"{_quoted(name)} STRING" for name in columns)
+            ", ".join(f"{_quoted(name)} STRING" for name in inside)
         ).options(
             sep=delimiter.replace("\\t", "\t"),
             header=bool(header),
@@ -132,7 +136,10 @@ class RawFiles:
             encoding=ENCODINGS.get(said.get("encoding", "utf-8").lower(), said.get("encoding")),
             mode="FAILFAST",
         )
-        frame = self._with_lines(reader.csv(files), lines)
+        frame = reader.csv(files)
+        if "filename" in options:
+            frame = frame.selectExpr("*", f"{FILE} AS filename", "_metadata")
+        frame = self._with_lines(frame, lines)
         return frame.selectExpr(*_casts(columns), *([LINE] if lines else []))
 
     def _parquet(
@@ -180,7 +187,7 @@ class RawFiles:
     ) -> DataFrame:
         frame = self._with_lines(self._spark.read.text(files, wholetext=True), lines)
         return frame.selectExpr(
-            "REGEXP_REPLACE(_metadata.file_path, '^file:/+', '/') AS filename",
+            f"{FILE} AS filename",
             "value AS content",
             *([LINE] if lines else []),
         )

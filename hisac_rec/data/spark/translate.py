@@ -96,8 +96,8 @@ class Translator:
             if lines and not alone:
                 raise self._wrong(key, NO_ORDER)
             table.set("this", exp.to_identifier(self._reader(key, call, bool(lines))))
-            for window in lines:
-                window.replace(exp.column(LINE))
+            for window in lines:  # it counts what WHERE has left
+                window.replace(sqlglot.parse_one(f"ROW_NUMBER() OVER (ORDER BY {LINE})"))
             if lines and select is not None:
                 self._hide_line(select)
         for window in tree.find_all(exp.Window):
