@@ -94,7 +94,9 @@ class SparkLog(RawLog):
         kind = "CAST(type AS STRING)" if self._type != "'event'" else "'event'"
         key = "history.where"
         where = self._translator.expression(self.definition.history.where, key)
-        frame = self._sql(f"SELECT DISTINCT {kind} AS type FROM {RAW_VIEW} WHERE {where}", key)
+        frame = self._sql(
+            f"SELECT DISTINCT {kind} AS type FROM {RAW_VIEW} WHERE TRUE AND {where}", key
+        )
         rows = self._asked(key, lambda: frame.limit(MAX_TYPES + 1).collect())
         return sorted((row.type for row in rows), key=str.encode)
 

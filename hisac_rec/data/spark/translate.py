@@ -156,6 +156,9 @@ class Translator:
         refused = REFUSED.get(type(node))
         if refused is not None and refused(node):
             raise self._wrong(key, f"{node.sql('duckdb')}: has no equal there")
+        if isinstance(node, exp.Where) and isinstance(node.this, exp.Paren):
+            # Spark reads FROM t WHERE (a) as a table t that is called WHERE.
+            return exp.Where(this=exp.and_(exp.true(), node.this.copy()))
         if isinstance(node, exp.Div):  # whole numbers and decimals are divided as DOUBLE
             left = exp.cast(node.this.copy(), "double")
             return exp.Div(this=left, expression=node.expression.copy())
