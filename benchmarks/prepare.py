@@ -23,8 +23,8 @@ import pyarrow as pa
 from benchmarks.scale.limits import Watched, folder_bytes, run_limited
 from benchmarks.scale.log import write_log
 from hisac_rec.data.contract import PreparedData
-from hisac_rec.data.stages import Stage
-from hisac_rec.data.work import read_record
+from hisac_rec.preparation.stages import Stage
+from hisac_rec.preparation.work import read_record
 
 DEFINITION = Path(__file__).parent / "scale" / "events.toml"
 GB = 1e9

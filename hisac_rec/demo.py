@@ -14,11 +14,11 @@ from pathlib import Path
 
 from hisac_rec.config import load_config
 from hisac_rec.data.contract import PreparedData
-from hisac_rec.data.definition import DatasetDefinition
-from hisac_rec.data.prepare import prepare
 from hisac_rec.errors import UserError
 from hisac_rec.evaluation.report import distance_closed
 from hisac_rec.evaluation.results import Report
+from hisac_rec.preparation.definition import DatasetDefinition
+from hisac_rec.preparation.prepare import prepare
 from hisac_rec.ranker.config import load_model_config
 from hisac_rec.semantic.fit import fit_semantic_ids, resolve_config
 from hisac_rec.shipped import find_config

@@ -39,7 +39,7 @@ class Kind:
 KINDS = (
     Kind("Model", "models/*.toml", "hisac_rec.ranker.config:ModelConfig"),
     Kind("Search space", "models/search/*.toml", "hisac_rec.tuning.space:SearchSpace"),
-    Kind("Data set", "datasets/*.toml", "hisac_rec.data.definition:DatasetDefinition"),
+    Kind("Data set", "datasets/*.toml", "hisac_rec.preparation.definition:DatasetDefinition"),
     Kind("Cluster", "launch/planners/*.toml", "hisac_rec.planning.config:PlannerConfig"),
 )
 

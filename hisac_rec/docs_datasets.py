@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hisac_rec.config import load_config
-from hisac_rec.data.definition import DatasetDefinition, SplitConfig
+from hisac_rec.preparation.definition import DatasetDefinition, SplitConfig
 from hisac_rec.shipped import find_config, shipped_names
 
 BEGIN, END = "<!-- table: make docs -->", "<!-- end of table -->"

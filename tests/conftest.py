@@ -32,8 +32,8 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def small_data(tmp_path_factory: pytest.TempPathFactory) -> PreparedData:
     """200 synthetic users with 20 to 120 events, semantic ids of 4 x 6 codes. Read only."""
-    from hisac_rec.data.definition import DatasetDefinition
-    from hisac_rec.data.prepare import prepare
+    from hisac_rec.preparation.definition import DatasetDefinition
+    from hisac_rec.preparation.prepare import prepare
     from hisac_rec.semantic.fit import fit_semantic_ids, resolve_config
 
     synthetic = {

@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 
 from hisac_rec.config import apply_overrides, validate
 from hisac_rec.data.contract import PreparedData
-from hisac_rec.data.definition import DatasetDefinition
-from hisac_rec.data.prepare import prepare
+from hisac_rec.preparation.definition import DatasetDefinition
+from hisac_rec.preparation.prepare import prepare
 from hisac_rec.semantic.fit import fit_semantic_ids, resolve_config
 
 USERS, ITEMS, SHELVES, PAGES, PAGE = 60, 48, 4, 20, 4

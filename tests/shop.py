@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from hisac_rec.config import apply_overrides, validate
-from hisac_rec.data.definition import DatasetDefinition
+from hisac_rec.preparation.definition import DatasetDefinition
 
 SHOP: dict[str, Any] = {
     "name": "shop",

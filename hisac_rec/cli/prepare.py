@@ -65,8 +65,8 @@ def run(
         hisac-rec prepare my/shop.toml --raw /logs/shop --out data/shop --memory-limit 64GB
     """
     from hisac_rec.config import load_config
-    from hisac_rec.data.definition import DatasetDefinition
-    from hisac_rec.data.prepare import prepare
+    from hisac_rec.preparation.definition import DatasetDefinition
+    from hisac_rec.preparation.prepare import prepare
     from hisac_rec.shipped import find_config
 
     path = find_config("datasets", definition)
@@ -129,7 +129,7 @@ def _show_stages(root: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from hisac_rec.data.work import read_record, record_path
+    from hisac_rec.preparation.work import read_record, record_path
 
     stages = read_record(root)
     table = Table(title="longest stages", title_justify="left")

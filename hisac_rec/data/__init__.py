@@ -1,1 +1,1 @@
-"""From raw events to jagged request batches: definitions, preparation, contract, loader."""
+"""Prepared data to jagged request batches: the contract, what is looked up, the loader."""

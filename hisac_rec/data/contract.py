@@ -29,7 +29,6 @@ import pyarrow.parquet as pq
 from pydantic import SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from hisac_rec.config import Strict
-from hisac_rec.data.definition import MAIN_TASK
 from hisac_rec.data.parquet import DAMAGED, READING
 from hisac_rec.errors import UserError
 
@@ -38,6 +37,8 @@ M = TypeVar("M", bound=Strict)
 CONTRACT_VERSION = 1
 Split = Literal["train", "valid", "test"]
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
+MAIN_TASK = "label"
+"""Name of the main task where the definition gives none."""
 
 REQUEST_TYPE = pa.struct(
     [

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hisac_rec.data.contract import PreparedData
-from hisac_rec.data.definition import MAIN_TASK
+from hisac_rec.data.contract import MAIN_TASK, PreparedData
 from hisac_rec.errors import UserError, did_you_mean
 from hisac_rec.evaluation.bootstrap import (
     CONFIDENCE,

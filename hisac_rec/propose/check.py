@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from hisac_rec.data.contract import Manifest
-from hisac_rec.data.definition import DatasetDefinition
-from hisac_rec.data.prepare import prepare
+from hisac_rec.preparation.definition import DatasetDefinition
+from hisac_rec.preparation.prepare import prepare
 
 SAMPLE_EVENTS = 100_000
 """About as many events are prepared."""

@@ -8,8 +8,8 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from hisac_rec.data.sql import text
 from hisac_rec.errors import UserError
+from hisac_rec.preparation.sql import text
 
 
 class Database:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from hisac_rec.data.sql import INTEGER_TYPES, identifier
+from hisac_rec.preparation.sql import INTEGER_TYPES, identifier
 from hisac_rec.propose.database import Database
 
 EXACT_ROWS = 5_000_000

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import duckdb
 
-from hisac_rec.data.sql import text
 from hisac_rec.errors import UserError
+from hisac_rec.preparation.sql import text
 from hisac_rec.propose.database import Database
 
 PARQUET, JSON, CSV = "read_parquet", "read_json", "read_csv"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from hisac_rec.data.sql import text
 from hisac_rec.errors import UserError, did_you_mean
+from hisac_rec.preparation.sql import text
 from hisac_rec.propose import names
 from hisac_rec.propose.database import Database
 from hisac_rec.propose.facts import Facts

@@ -9,8 +9,8 @@ from pathlib import Path
 import duckdb
 
 from hisac_rec.data.contract import Manifest
-from hisac_rec.data.definition import DatasetDefinition
 from hisac_rec.errors import UserError
+from hisac_rec.preparation.definition import DatasetDefinition
 from hisac_rec.propose import names, sides
 from hisac_rec.propose.check import prepare_sample
 from hisac_rec.propose.concerns import Concern, find_concerns

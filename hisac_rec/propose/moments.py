@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from hisac_rec.data.sql import text
+from hisac_rec.preparation.sql import text
 from hisac_rec.propose.database import Database
 from hisac_rec.propose.facts import Facts
 

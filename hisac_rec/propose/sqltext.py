@@ -7,7 +7,7 @@ from functools import cache
 
 import duckdb
 
-from hisac_rec.data.sql import identifier
+from hisac_rec.preparation.sql import identifier
 
 PLAIN = re.compile(r"[a-z_][a-z0-9_]*\Z", re.IGNORECASE)
 WIDTH = 88

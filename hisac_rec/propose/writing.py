@@ -7,7 +7,7 @@ import tomllib
 from typing import Any
 
 from hisac_rec.config import validate
-from hisac_rec.data.definition import DatasetDefinition
+from hisac_rec.preparation.definition import DatasetDefinition
 from hisac_rec.propose.labels import label_choice
 from hisac_rec.propose.moments import written
 from hisac_rec.propose.proposal import Proposal

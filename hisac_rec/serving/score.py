@@ -13,9 +13,9 @@ import duckdb
 import torch.distributed as dist
 
 from hisac_rec.data.contract import PreparedData, Split
-from hisac_rec.data.sql import text
 from hisac_rec.data.units import RequestTable
 from hisac_rec.planning.config import PlannerConfig
+from hisac_rec.preparation.sql import text
 from hisac_rec.serving.cache import Cache
 from hisac_rec.serving.cached import Cached, require_same
 from hisac_rec.serving.requests import read_requests

@@ -13,8 +13,8 @@ from benchmarks.prepare import DEFINITION
 from benchmarks.scale.limits import folder_bytes, run_limited
 from benchmarks.scale.log import write_log
 from hisac_rec.config import load_config
-from hisac_rec.data.definition import DatasetDefinition
-from hisac_rec.data.prepare import prepare
+from hisac_rec.preparation.definition import DatasetDefinition
+from hisac_rec.preparation.prepare import prepare
 
 
 def test_the_log_is_the_same_for_the_same_seed_and_prepares(tmp_path: Path) -> None:

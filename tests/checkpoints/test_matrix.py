@@ -15,8 +15,8 @@ from checkpoints import matrix
 from training import one_process, small_config, torchrun
 
 from hisac_rec.data.contract import PreparedData
-from hisac_rec.data.definition import DatasetDefinition
-from hisac_rec.data.prepare import prepare
+from hisac_rec.preparation.definition import DatasetDefinition
+from hisac_rec.preparation.prepare import prepare
 from hisac_rec.semantic.fit import fit_semantic_ids, resolve_config
 from hisac_rec.train.job import open_job
 

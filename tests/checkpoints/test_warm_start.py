@@ -19,9 +19,9 @@ from hisac_rec.checkpoints.row_matching import RowMatcher
 from hisac_rec.checkpoints.saving import load_checkpoint, read_manifest
 from hisac_rec.checkpoints.warm_start import WarmStart, warm_start
 from hisac_rec.data.contract import PreparedData
-from hisac_rec.data.definition import DatasetDefinition
-from hisac_rec.data.prepare import prepare
 from hisac_rec.errors import UserError
+from hisac_rec.preparation.definition import DatasetDefinition
+from hisac_rec.preparation.prepare import prepare
 from hisac_rec.semantic.fit import fit_semantic_ids, resolve_config
 from hisac_rec.semantic.store import Semantics, load_semantics
 from hisac_rec.train.job import open_job, resolve_plan, shard

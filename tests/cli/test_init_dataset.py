@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 
 from hisac_rec.cli.init_dataset import run
 from hisac_rec.config import load_config
-from hisac_rec.data.definition import DatasetDefinition
-from hisac_rec.data.prepare import prepare
 from hisac_rec.errors import UserError
+from hisac_rec.preparation.definition import DatasetDefinition
+from hisac_rec.preparation.prepare import prepare
 
 app = typer.Typer(rich_markup_mode="markdown")
 app.command()(run)

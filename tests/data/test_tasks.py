@@ -14,13 +14,13 @@ import pyarrow.parquet as pq
 import pytest
 from planted_tasks import PAGE, TASKS, USERS, planted_definition, planted_log
 
-from hisac_rec.data import rawlog, users
 from hisac_rec.data.contract import SPLITS, Manifest, PreparedData
-from hisac_rec.data.prepare import prepare
 from hisac_rec.data.tasks import TaskConfig, resolve_tasks
 from hisac_rec.data.validate import validate_prepared
-from hisac_rec.data.writer import SplitWriter
 from hisac_rec.errors import UserError
+from hisac_rec.preparation import rawlog, users
+from hisac_rec.preparation.prepare import prepare
+from hisac_rec.preparation.writer import SplitWriter
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """Small raw files in exactly the publishers' formats, one entry a shipped definition.
 
 ``SMALL[name]()`` gives the files of a definition. Each says where it can be broken, so that
-``tests/data/test_malformed.py`` breaks every one of them in every way that applies: adding a
+``tests/preparation/test_malformed.py`` breaks every one of them in every way that applies: adding a
 definition here is all that it takes.
 """
 

@@ -18,9 +18,9 @@ from raw_files import SMALL
 from training import predict_run, small_config, train_run
 
 from hisac_rec.config import load_config
-from hisac_rec.data.definition import DatasetDefinition
-from hisac_rec.data.prepare import prepare
 from hisac_rec.evaluation.metrics import auc
+from hisac_rec.preparation.definition import DatasetDefinition
+from hisac_rec.preparation.prepare import prepare
 from hisac_rec.semantic.fit import fit_semantic_ids, resolve_config
 from hisac_rec.shipped import find_config
 
