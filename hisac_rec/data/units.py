@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 from hisac_rec.data.contract import ORACLE_FIELD, Manifest, PreparedData, Split
 from hisac_rec.data.inputs import InputSpec
 from hisac_rec.data.jagged import Ints, offsets_of, take_ranges
-from hisac_rec.data.parquet import DAMAGED
+from hisac_rec.data.parquet import DAMAGED, check_schema, damaged, open_parquet
 from hisac_rec.data.tasks import Task
-from hisac_rec.data.validate import check_schema, damaged, open_parquet
 from hisac_rec.errors import UserError
 
 UNITS_PER_SHARD = 4

@@ -8,13 +8,12 @@ Legend: U rows (users), R requests, N values of a list column.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from hisac_rec.data.contract import (
@@ -24,67 +23,12 @@ from hisac_rec.data.contract import (
     items_schema,
     task_field,
 )
-from hisac_rec.data.parquet import DAMAGED, READING
-from hisac_rec.errors import UserError, did_you_mean
+from hisac_rec.data.parquet import DAMAGED, check_schema, damaged, open_parquet
+from hisac_rec.errors import UserError
 from hisac_rec.progress import progress
 
 Ints = NDArray[Any]
 """Any integer width."""
-
-
-def open_parquet(path: Path) -> pq.ParquetFile:
-    """Open one Parquet file.
-
-    Raises:
-        UserError: it is absent, cut short or not Parquet; names the file.
-    """
-    try:
-        return pq.ParquetFile(path, memory_map=True, **READING)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; run 'hisac-rec prepare' again") from None
-    except DAMAGED as error:
-        raise damaged(path, error) from None
-
-
-def damaged(path: Path, error: Exception) -> UserError:
-    """The error for a Parquet file that cannot be read."""
-    return UserError(f"{path}: damaged Parquet file ({error}); prepare the data again")
-
-
-def check_columns(path: Path, found: Iterable[str], required: Iterable[str]) -> None:
-    """Check that a file has all columns that are needed.
-
-    Args:
-        path: the file, for the message.
-        found: its columns.
-        required: the columns that are needed.
-
-    Raises:
-        UserError: a column is missing; names file and column, and the nearest one there is.
-    """
-    names = list(found)
-    for name in required:
-        if name not in names:
-            raise UserError(f"{path}: column '{name}' is missing{did_you_mean(name, names)}")
-
-
-def check_schema(path: Path, found: pa.Schema, expected: pa.Schema) -> None:
-    """Check columns and types of a file; more columns than expected are fine.
-
-    Types are equal when they are apart from nullability and the names of list elements.
-
-    Raises:
-        UserError: a column is missing or of another type; names file, column, the expected
-            and the found type.
-    """
-    check_columns(path, found.names, expected.names)
-    for field in expected:
-        there = found.field(field.name).type
-        if _plain(there) != _plain(field.type):
-            raise UserError(
-                f"{path}: column '{field.name}' is {there}, expected {field.type}; "
-                "prepare the data again"
-            )
 
 
 def check_ids(path: Path, feature: str, ids: Ints, rows: int, row_of: Ints | None = None) -> None:
@@ -314,17 +258,6 @@ def _check_no_nulls(path: Path, table: pa.Table, first_row: int) -> None:
                     f"{path}, rows from {first_row}: column '{name}' holds a null; "
                     "prepare the data again"
                 )
-
-
-def _plain(kind: pa.DataType) -> str:
-    """A type's name without element names and nullability."""
-    if pa.types.is_list(kind):
-        return f"list<{_plain(kind.value_type)}>"
-    if pa.types.is_fixed_size_list(kind):
-        return f"list<{_plain(kind.value_type)}>[{kind.list_size}]"
-    if pa.types.is_struct(kind):
-        return "struct<" + ", ".join(f"{f.name}: {_plain(f.type)}" for f in kind) + ">"
-    return str(kind)
 
 
 def _flat(column: pa.ChunkedArray | pa.Array) -> NDArray[Any]:

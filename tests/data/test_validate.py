@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from hisac_rec.data.contract import PreparedData
-from hisac_rec.data.validate import check_columns, validate_prepared
+from hisac_rec.data.parquet import check_columns
+from hisac_rec.data.validate import validate_prepared
 from hisac_rec.errors import UserError
 from hisac_rec.preparation.definition import DatasetDefinition, SyntheticConfig
 from hisac_rec.preparation.prepare import prepare

@@ -12,8 +12,7 @@ from builders import random_rows, write_prepared
 from training import small_config, train_run
 
 from hisac_rec.data.contract import PreparedData
-from hisac_rec.data.parquet import DAMAGED
-from hisac_rec.data.validate import open_parquet
+from hisac_rec.data.parquet import DAMAGED, open_parquet
 from hisac_rec.errors import UserError
 from hisac_rec.train.job import open_job
 from hisac_rec.train.run import RunFolder
