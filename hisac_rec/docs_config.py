@@ -20,6 +20,7 @@ from typing import Any
 import tomli_w
 from pydantic import BaseModel
 
+from hisac_rec.files import replace_text
 from hisac_rec.methods.base import find_method, method_names
 
 Schema = dict[str, Any]
@@ -224,9 +225,7 @@ def main() -> None:
         if not page.is_file() or page.read_text(encoding="utf-8") != render():
             sys.exit(f"{page}: stale; run `make docs`")
         return
-    fresh = page.with_name(f".{page.name}.new")
-    fresh.write_text(render(), encoding="utf-8")
-    fresh.replace(page)
+    replace_text(page, render())
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hisac_rec.config import load_config
+from hisac_rec.files import replace_text
 from hisac_rec.preparation.definition import DatasetDefinition, SplitConfig
 from hisac_rec.shipped import find_config, shipped_names
 
@@ -87,9 +88,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Write the table of shipped data sets.")
     parser.add_argument("page", type=Path)
     page: Path = parser.parse_args().page
-    fresh = page.with_name(f".{page.name}.new")
-    fresh.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")
-    fresh.replace(page)
+    replace_text(page, filled(page.read_text(encoding="utf-8")))
 
 
 if __name__ == "__main__":

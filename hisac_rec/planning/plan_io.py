@@ -28,6 +28,7 @@ from torchrec.modules.embedding_configs import DataType
 
 from hisac_rec.config import Strict
 from hisac_rec.errors import UserError
+from hisac_rec.files import replace_text
 from hisac_rec.planning.config import PlannerConfig
 from hisac_rec.planning.footprint import NOTHING, Footprint
 from hisac_rec.planning.model_tables import describe_shape
@@ -216,9 +217,7 @@ class Plan(Strict):
     def save(self, path: Path) -> None:
         """Write the plan; the file appears whole or not at all."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.partial")
-        temporary.write_text(self.to_json())
-        temporary.replace(path)
+        replace_text(path, self.to_json())
 
 
 def _shifted(placement: str, first: int, local: int) -> str:

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import psutil
 
+from hisac_rec.files import replace_text
+
 PROC = Path("/proc/self")
 
 
@@ -71,13 +73,6 @@ class Stages:
 
         yield book
         book()
-
-
-def replace_text(path: Path, content: str) -> None:
-    """Write a small file whole or not at all."""
-    temporary = path.with_name(path.name + ".new")
-    temporary.write_text(content)
-    temporary.replace(path)
 
 
 def _now() -> tuple[float, int, int]:

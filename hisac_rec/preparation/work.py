@@ -25,8 +25,9 @@ import duckdb
 from hisac_rec import __version__
 from hisac_rec.data.contract import CONTRACT_VERSION
 from hisac_rec.errors import UserError
+from hisac_rec.files import replace_text
 from hisac_rec.preparation.definition import DatasetDefinition
-from hisac_rec.preparation.stages import Stage, Stages, replace_text
+from hisac_rec.preparation.stages import Stage, Stages
 
 log = logging.getLogger(__name__)
 

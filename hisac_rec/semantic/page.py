@@ -15,9 +15,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
 
 from hisac_rec.data.contract import PreparedData
+from hisac_rec.files import replace_text
 from hisac_rec.semantic.quality import Report
 from hisac_rec.semantic.store import Semantics, load_semantics
-from hisac_rec.train.files import replace_text
 
 PAGE_FILE = "semantic_ids.html"
 BRANCHES = 256

@@ -26,6 +26,7 @@ from hisac_rec.data.contract import PreparedData, Split
 from hisac_rec.data.jagged import offsets_of, take_ranges
 from hisac_rec.data.units import RequestTable
 from hisac_rec.errors import UserError
+from hisac_rec.files import replace_text
 from hisac_rec.methods.base import find_method
 from hisac_rec.planning.config import PlannerConfig
 from hisac_rec.progress import progress
@@ -45,7 +46,6 @@ from hisac_rec.serving.moments import snapshots
 from hisac_rec.serving.precision import Precision, squared_error
 from hisac_rec.train.distributed import Ranks, gather_numbers
 from hisac_rec.train.evaluate import load_ranker
-from hisac_rec.train.files import replace_text
 from hisac_rec.train.job import Job, open_job
 from hisac_rec.train.optim import Optimizers
 from hisac_rec.train.pipeline import Batches, outputs

@@ -10,8 +10,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.tree import Tree
 
+from hisac_rec.files import replace_text
 from hisac_rec.serving.interests import Interests, Leaf
-from hisac_rec.train.files import replace_text
 
 
 def to_html(found: Interests) -> str:

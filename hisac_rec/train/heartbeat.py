@@ -15,7 +15,7 @@ from typing import Literal
 import psutil
 
 from hisac_rec.config import Strict
-from hisac_rec.train.files import replace_text
+from hisac_rec.files import replace_text
 
 State = Literal["running", "finished", "interrupted", "failed"]
 

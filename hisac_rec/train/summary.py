@@ -20,8 +20,8 @@ from hisac_rec.checkpoints.saving import Checkpoints
 from hisac_rec.config import Strict
 from hisac_rec.errors import AskedToEndError, LostRankError
 from hisac_rec.evaluation.table import Cells, rich_table
+from hisac_rec.files import replace_text
 from hisac_rec.train.distributed import Ranks
-from hisac_rec.train.files import replace_text
 from hisac_rec.train.heartbeat import Heartbeats
 
 log = logging.getLogger(__name__)

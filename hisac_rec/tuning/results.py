@@ -16,6 +16,7 @@ from rich.table import Table
 
 from hisac_rec.config import dump_toml
 from hisac_rec.data.contract import PreparedData
+from hisac_rec.files import replace_text
 from hisac_rec.tuning.book import TrialRow
 from hisac_rec.tuning.space import Search
 
@@ -84,7 +85,7 @@ class ModelResult:
 
 def write_model(folder: Path, result: ModelResult, data: PreparedData) -> None:
     """Write ``trials.csv`` and, where a trial is complete, ``best.toml``."""
-    _replace(folder / "trials.csv", trials_csv(result))
+    replace_text(folder / "trials.csv", trials_csv(result))
     best = result.best
     if best is None:
         return
@@ -93,14 +94,14 @@ def write_model(folder: Path, result: ModelResult, data: PreparedData) -> None:
         f"{best.number} of {len(result.rows)},\n"
         f"# valid {result.search.metric} {_metric(best.value)}.\n\n"
     )
-    _replace(folder / "best.toml", head + dump_toml(result.search.config(best.values)))
+    replace_text(folder / "best.toml", head + dump_toml(result.search.config(best.values)))
 
 
 def write_summary(
     out: Path, results: Sequence[ModelResult], data: PreparedData, trials: int
 ) -> None:
     """Write ``tuning.md``."""
-    _replace(out / "tuning.md", summary(results, data, trials, out))
+    replace_text(out / "tuning.md", summary(results, data, trials, out))
 
 
 def print_results(results: Iterable[ModelResult], console: Console | None = None) -> None:
@@ -178,10 +179,3 @@ def _text(value: Any) -> str:
 def _cell(value: Any) -> str:
     """A value in full."""
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    fresh = path.with_name(f".{path.name}.new")
-    fresh.write_text(text, encoding="utf-8")
-    fresh.replace(path)

@@ -1,4 +1,4 @@
-"""Small files that others read at any moment."""
+"""Small text files, written whole or not at all."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 def replace_text(path: Path, text: str) -> None:
     """Write beside, then rename: a reader sees the old text or the new one.
 
-    Nothing is flushed to the disk: it is for files that are soon written again.
+    Nothing is flushed to the disk: it is for files that are soon written or easily made again.
 
     Raises:
         OSError: the disk is full or the folder is gone; the old text stays.
