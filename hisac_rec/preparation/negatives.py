@@ -19,6 +19,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from hisac_rec.data.contract import SPLITS, Split
+from hisac_rec.data.hashing import Words, mix
 from hisac_rec.data.jagged import Ints, offsets_of, take_ranges
 from hisac_rec.preparation.blocks import EventBlock, SplitRows
 from hisac_rec.preparation.definition import DatasetDefinition, NegativesConfig
@@ -29,7 +30,6 @@ ATTEMPTS = 64
 BATCH_POSITIVES = 1_000_000
 POSITIVES = "prepared.positives"
 SCHEMA = pa.schema([("item", pa.int32()), ("moment", pa.int64()), ("split", pa.int8())])
-Hashes = NDArray[np.uint64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,19 +235,15 @@ class _Seen:
         return result
 
 
-def hashed(*columns: NDArray[np.generic]) -> Hashes:
+def hashed(*columns: NDArray[np.generic]) -> Words:
     """One well-mixed 64-bit value a row, from integer columns of equal length (SplitMix64)."""
     state = np.zeros(len(columns[0]), np.uint64)
     for column in columns:
-        state = state + column.astype(np.int64, copy=False).view(np.uint64)
-        state = state + np.uint64(0x9E3779B97F4A7C15)
-        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        state = state ^ (state >> np.uint64(31))
+        state = mix(state + column.astype(np.int64, copy=False).view(np.uint64))
     return state
 
 
-def below(values: Hashes, bounds: Ints) -> Ints:
+def below(values: Words, bounds: Ints) -> Ints:
     """Map each hash evenly to 0 ... bound - 1; bounds are below 2^32."""
     high, bits = values >> np.uint64(32), np.uint64(32)
     return ((high * bounds.astype(np.uint64)) >> bits).astype(np.int64)

@@ -13,7 +13,8 @@ from builders import write_prepared
 
 from hisac_rec.config import validate
 from hisac_rec.data.contract import PreparedData
-from hisac_rec.data.vocabulary import KEYS, VocabularyConfig, hash_strings, rows_of_ids
+from hisac_rec.data.hashing import hash_strings
+from hisac_rec.data.vocabulary import KEYS, VocabularyConfig, rows_of_ids
 from hisac_rec.errors import UserError
 from hisac_rec.ranker.config import TableConfig
 
