@@ -108,7 +108,7 @@ def check_expressions(engine: Engine, definition: DatasetDefinition, events: str
         kind = described[0][1]
         if key in conditions and kind != "BOOLEAN":
             raise engine.wrong(key, f"is {kind}, expected a condition (BOOLEAN)")
-        is_number = kind.partition("(")[0] in INTEGER_TYPES | {"FLOAT", "DOUBLE", "DECIMAL"}
+        is_number = kind.partition("(")[0] in NUMBER_TYPES
         if key in labels and not is_number and kind != "BOOLEAN":
             raise engine.wrong(key, f"is {kind}, expected BOOLEAN or a number in [0, 1]")
     if definition.split.column is not None:

@@ -26,6 +26,35 @@ FAULTS_OF_SQL = (duckdb.BinderException, duckdb.CatalogException, duckdb.ParserE
 """DuckDB's errors that no raw row can be to blame for."""
 
 
+def open_database(
+    path: Path, spill: Path, memory_limit: str, threads: int | None
+) -> duckdb.DuckDBPyConnection:
+    """Open a database file, or make it.
+
+    Args:
+        path: the file.
+        spill: folder for what does not fit into memory.
+        memory_limit: for example "4GB".
+        threads: None: one per core.
+
+    Raises:
+        UserError: ``memory_limit`` is no amount of memory.
+        duckdb.Error: the file cannot be opened.
+    """
+    settings: dict[str, str | bool | int | float | list[str]] = {"temp_directory": str(spill)}
+    if threads is not None:
+        settings["threads"] = threads
+    database = duckdb.connect(str(path), config=settings)
+    try:
+        database.execute(f"SET memory_limit = {text(memory_limit)}")
+    except duckdb.Error as error:
+        database.close()
+        raise UserError(
+            f"--memory-limit {memory_limit!r}: expected an amount such as 4GB ({error})"
+        ) from None
+    return database
+
+
 class Engine:
     """A DuckDB database in a work folder; what an earlier start has done is not done again.
 
@@ -46,23 +75,13 @@ class Engine:
         self._locator: Locator | None = None
         spill, database = work.scratch / "spill", work.scratch / "prepare.duckdb"
         shutil.rmtree(spill, ignore_errors=True)  # of a start that was killed
-        settings: dict[str, str | bool | int | float | list[str]] = {"temp_directory": str(spill)}
-        if threads is not None:
-            settings["threads"] = threads
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="duckdb")
         try:
-            self._database = duckdb.connect(str(database), config=settings)
+            self._database = open_database(database, spill, memory_limit, threads)
         except duckdb.Error as error:
             raise OutOfResourceError(
                 f"{database}: cannot be opened ({error}); throw it away with --fresh"
             ) from None
-        try:
-            self._database.execute(f"SET memory_limit = {text(memory_limit)}")
-        except duckdb.Error as error:
-            self.close()
-            raise UserError(
-                f"--memory-limit {memory_limit!r}: expected an amount such as 4GB ({error})"
-            ) from None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="duckdb")
         self._database.execute("SET enable_progress_bar = true")
         self._database.execute("SET enable_progress_bar_print = false")
         self._database.execute("CREATE SCHEMA IF NOT EXISTS prepared")

@@ -5,11 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import pyarrow as pa
 
-from hisac_rec.errors import UserError
-from hisac_rec.preparation.sql import text
+from hisac_rec.preparation.sql import open_database, text
 
 
 class Database:
@@ -25,19 +23,9 @@ class Database:
     """
 
     def __init__(self, folder: Path, memory_limit: str, threads: int | None) -> None:
-        settings: dict[str, str | bool | int | float | list[str]] = {
-            "temp_directory": str(folder / "spill")
-        }
-        if threads is not None:
-            settings["threads"] = threads
-        self._duckdb = duckdb.connect(str(folder / "look.duckdb"), config=settings)
-        try:
-            self._duckdb.execute(f"SET memory_limit = {text(memory_limit)}")
-        except duckdb.Error as error:
-            self._duckdb.close()
-            raise UserError(
-                f"--memory-limit {memory_limit!r}: expected an amount such as 4GB ({error})"
-            ) from None
+        self._duckdb = open_database(
+            folder / "look.duckdb", folder / "spill", memory_limit, threads
+        )
         self._duckdb.execute("CREATE SCHEMA looked")
 
     def __enter__(self) -> Database:

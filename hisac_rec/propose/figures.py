@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hisac_rec.data.contract import SPLITS
 from hisac_rec.propose.database import Database
 from hisac_rec.propose.proposal import Split
-
-SPLITS = ("train", "valid", "test")
 
 
 @dataclass(frozen=True)
