@@ -29,8 +29,8 @@ from numpy.typing import NDArray
 
 from hisac_rec.data.contract import Feature, Split
 from hisac_rec.preparation.blocks import CutRules, EventBlock
-from hisac_rec.preparation.definition import SyntheticConfig
 from hisac_rec.preparation.source import Catalogue
+from hisac_rec.preparation.synthetic_config import SyntheticConfig
 
 CHUNK_USERS, CHUNK_EVENTS = 512, 1_000_000
 """Users made at once: at most the first, fewer where histories are long."""

@@ -15,8 +15,9 @@ from hisac_rec.data.contract import PreparedData
 from hisac_rec.data.parquet import check_columns
 from hisac_rec.data.validate import validate_prepared
 from hisac_rec.errors import UserError
-from hisac_rec.preparation.definition import DatasetDefinition, SyntheticConfig
+from hisac_rec.preparation.definition import DatasetDefinition
 from hisac_rec.preparation.prepare import prepare
+from hisac_rec.preparation.synthetic_config import SyntheticConfig
 
 Rows = list[dict[str, Any]]
 

@@ -9,8 +9,9 @@ from sklearn.metrics import roc_auc_score
 
 from hisac_rec.config import load_config
 from hisac_rec.preparation.blocks import EventBlock, visible_history
-from hisac_rec.preparation.definition import DatasetDefinition, SyntheticConfig
+from hisac_rec.preparation.definition import DatasetDefinition
 from hisac_rec.preparation.synthetic import PERIOD, START, TEST_FROM, VALID_FROM, SyntheticSource
+from hisac_rec.preparation.synthetic_config import SyntheticConfig
 from hisac_rec.shipped import find_config
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from hisac_rec.config import read_toml
-from hisac_rec.preparation.definition import SyntheticConfig
 from hisac_rec.preparation.synthetic import SyntheticSource
+from hisac_rec.preparation.synthetic_config import SyntheticConfig
 from hisac_rec.semantic.config import SemanticIdConfig
 from hisac_rec.semantic.fit import make_quantiser
 from hisac_rec.semantic.store import prefix_ids
