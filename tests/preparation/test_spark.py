@@ -78,6 +78,7 @@ def test_many_blocks_and_numbers_as_ids(tmp_path: Path, monkeypatch: pytest.Monk
         ("movielens_100k", "ml-100k"),
         ("movielens_1m", "ml-1m"),
         ("kuairand_pure", "kuairand-pure-slice"),
+        ("statics2011", "statics2011"),
     ],
 )
 def test_real_logs(tmp_path: Path, shared_data: Path, name: str, folder: str) -> None:
