@@ -134,23 +134,6 @@ def _check_split(engine: Engine, column: str, events: str) -> None:
         )
 
 
-def split_columns(definition: DatasetDefinition) -> tuple[str, str]:
-    """How an event's split gets into the sorted events, where the definition names it.
-
-    Returns:
-        Two pieces of a select list: of the expression, and of its name. Both empty where rank
-        or time says the split.
-    """
-    column = definition.split.column
-    if column is None:
-        return "", ""
-    names = ", ".join(text(split) for split in SPLITS)
-    return (
-        f", (list_position([{names}], ({column}\n)::VARCHAR) - 1)::TINYINT AS split",
-        ", split",
-    )
-
-
 def check_unique(engine: Engine, key: str, table: str, side: str) -> None:
     """Check that every item (user) has one row.
 

@@ -18,10 +18,9 @@ from hisac_rec.data.contract import Split, task_field
 from hisac_rec.errors import did_you_mean
 from hisac_rec.preparation.blocks import CutRules, EventBlock, split_by_fraction
 from hisac_rec.preparation.definition import DatasetDefinition
+from hisac_rec.preparation.entities import ITEMS, USERS, make_entities
 from hisac_rec.preparation.features import (
-    IN_ORDER,
     Encoded,
-    chosen_columns,
     encode,
     ids_query,
     vocabulary,
@@ -34,27 +33,18 @@ from hisac_rec.preparation.rawchecks import (
     check_labels,
     check_select,
     check_times,
-    check_unique,
     content_width,
     require_files,
-    split_columns,
 )
+from hisac_rec.preparation.sorting import EVENTS, RAW_EVENTS, sort_events
 from hisac_rec.preparation.source import Catalogue
-from hisac_rec.preparation.sql import SIGNED_TYPES, Engine, identifier, subquery, text
+from hisac_rec.preparation.sql import Engine, identifier, subquery
 from hisac_rec.preparation.work import WorkFolder
 
 BLOCK_EVENTS = 2_000_000
 """Events handed over at once, but always whole users: about 100 MB."""
 BATCH_ITEMS = 100_000
 MAX_TYPES = 127
-NO_GROUP = "(-9223372036854775808)::BIGINT"
-"""Group of events where ``requests.group`` is NULL."""
-RAW_EVENTS = "prepared.raw_events"
-EVENTS = "prepared.events"
-ITEMS, USERS = "prepared.items", "prepared.users"
-AS_NUMBER = '"raw number"'
-"""Column of items and users: a raw id that is a whole number, as one; events are joined by it,
-which takes a third of the time that joining by text does. No feature can have this name."""
 
 
 class RawLog:
@@ -249,43 +239,12 @@ class RawLog:
         return f'SELECT k::VARCHAR AS value FROM (SELECT DISTINCT "{side}" AS k FROM {RAW_EVENTS})'
 
     def _entities(self, side: str, select: str | None, table: str) -> dict[str, str]:
-        """Make the table of items or users: ``id``, ``value`` (the raw id), what is used.
-
-        Returns:
-            Column -> type of the features, text and content in it.
-        """
-        engine, key, raw = self._engine, f"source.{side}s", f"prepared.raw_{side}s"
-        used: dict[str, str] = {}
-        names = self._raw_ids(side)
-        columns = join = ""
+        """Make the table of items or users; see :func:`make_entities`."""
+        names, raw = self._raw_ids(side), None
         if select is not None:
-            self._read(raw, select, key)
-            types = check_select(engine, key, raw, [side])
-            check_unique(engine, key, raw, side)
-            features = self.definition.features
-            chosen = chosen_columns(engine, side, types, getattr(features, side))
-            more = [name for name in ("text", "content") if side == "item" and name in types]
-            used = {name: types[name] for name in (*chosen, *more)}
-            columns = "".join(f", r.{identifier(name)}" for name in used)
-            join = f'LEFT JOIN {raw} r ON r."{side}"::VARCHAR = n.value'
-        if select is not None and side == "item":
-            names += f" UNION SELECT item::VARCHAR FROM {raw}"
-        engine.run(
-            f"""
-            CREATE TABLE {table} AS
-            WITH names AS (
-                SELECT row_number() OVER (ORDER BY {IN_ORDER})::INTEGER AS id, value FROM ({names})
-                UNION ALL SELECT 0, NULL
-            )
-            SELECT n.id, n.value,
-                CASE WHEN try_cast(n.value AS BIGINT)::VARCHAR = n.value
-                    THEN n.value::BIGINT END AS {AS_NUMBER} {columns}
-            FROM names n {join} ORDER BY n.id
-            """,
-            f"ids of {side}s",
-            key,
-        )
-        return used
+            raw = f"prepared.raw_{side}s"
+            self._read(raw, select, f"source.{side}s")
+        return make_entities(self._engine, self.definition.features, side, names, raw, table)
 
     def _event_types(self, types: dict[str, str]) -> None:
         self._type = '"type"::VARCHAR' if "type" in types else "'event'"
@@ -308,58 +267,8 @@ class RawLog:
         )
         return [row[0] for row in found]
 
-    def _group(self) -> tuple[str, bool]:
-        """``requests.group`` as SQL, and whether it is a whole number, which needs no hash."""
-        sql = self._requests.group
-        if sql == "event":
-            return "0", True
-        described = self._engine.rows(f"DESCRIBE SELECT ({sql}\n) AS value FROM {RAW_EVENTS}")
-        return sql, described[0][1] in SIGNED_TYPES
-
     def _sort_events(self, types: dict[str, str]) -> None:
-        """Ids in place of raw values, sorted by user, time and a complete tie-break."""
-        requests = self._requests
-        sequence = "sequence" if "sequence" in types else "0"
-        group, is_whole = self._group()
-        group = f"coalesce(({group}\n)::BIGINT, {NO_GROUP})" if is_whole else f"hash(({group}\n))"
-        names = ", ".join(text(name) for name in self.event_types)
-        part, split = split_columns(self.definition)
-        key, raw = {}, {}
-        for name in ("user", "item"):
-            whole_id = types[name] in SIGNED_TYPES
-            key[name] = AS_NUMBER if whole_id else "value"
-            raw[name] = f'"{name}"::{"BIGINT" if whole_id else "VARCHAR"}'
-        of_tasks = requests.tasks or {}
-        more = [identifier(task_field(task)) for task in of_tasks]
-        raw_more = "".join(
-            f", ({sql}\n)::FLOAT AS {name}"
-            for name, sql in zip(more, of_tasks.values(), strict=True)
-        )
-        masked = "".join(f", CASE WHEN is_candidate THEN {n} ELSE 0 END AS {n}" for n in more)
-        self._engine.run(
-            f"""
-            CREATE TABLE {EVENTS} AS
-            WITH flagged AS (
-                SELECT {raw["user"]} AS raw_user, {raw["item"]} AS raw_item, time,
-                    {self._type} AS type_name, {sequence} AS place,
-                    coalesce(({self.definition.history.where}\n), false) AS is_history,
-                    coalesce(({requests.where}\n), false) AS is_candidate,
-                    ({requests.label}\n)::FLOAT AS raw_label, {group} AS "group"{part}{raw_more}
-                FROM {RAW_EVENTS}
-            )
-            SELECT u.id AS "user", i.id AS item, time::BIGINT AS time,
-                greatest(coalesce(list_position([{names}], type_name), 1) - 1, 0)::TINYINT AS type,
-                is_history, is_candidate,
-                CASE WHEN is_candidate THEN raw_label ELSE 0 END AS label, "group"{split}{masked}
-            FROM flagged JOIN {USERS} u ON u.{key["user"]} = raw_user
-                JOIN {ITEMS} i ON i.{key["item"]} = raw_item
-            ORDER BY u.id, time, place, i.id, type, is_history, is_candidate, label, "group"{split}
-                {"".join(f", {name}" for name in more)}
-            """,
-            "sort events",
-            "history.where, requests.where, requests.label, requests.tasks, requests.group or "
-            "split.column",
-        )
+        sort_events(self._engine, self.definition, types, self._type, self.event_types)
 
     def _splits(self, user: NDArray[np.int32], time: NDArray[np.int64]) -> NDArray[np.int8]:
         split = self.definition.split

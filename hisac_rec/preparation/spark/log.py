@@ -18,7 +18,9 @@ from hisac_rec.data.contract import SPLITS, task_field
 from hisac_rec.data.parquet import READING
 from hisac_rec.errors import UserError
 from hisac_rec.preparation.definition import DatasetDefinition
-from hisac_rec.preparation.rawlog import EVENTS, MAX_TYPES, NO_GROUP, RAW_EVENTS, USERS, RawLog
+from hisac_rec.preparation.entities import ITEMS, USERS
+from hisac_rec.preparation.rawlog import MAX_TYPES, RawLog
+from hisac_rec.preparation.sorting import EVENTS, NO_GROUP, RAW_EVENTS, group_key
 from hisac_rec.preparation.spark.session import open_session
 from hisac_rec.preparation.sql import text
 from hisac_rec.preparation.work import WorkFolder
@@ -123,7 +125,7 @@ class SparkLog(RawLog):
             SELECT u.id, u.value,
                 ((sum(c.events) OVER (ORDER BY u.id) - 1) // {self.block_events})::INTEGER AS block
             FROM {USERS} u JOIN read_parquet({counted}) c ON c.value = u.value"""
-        items = "SELECT id, value FROM prepared.items WHERE id > 0"
+        items = f"SELECT id, value FROM {ITEMS} WHERE id > 0"
         for side, select in (("user", blocks), ("item", items)):
             path = text(str(self._folder / f"numbered_{side}.parquet"))
             self._engine.run(
@@ -136,7 +138,7 @@ class SparkLog(RawLog):
         """SELECT of ids in place of raw values, and the columns to sort by: as in DuckDB."""
         requests, definition = self._requests, self.definition
         say = self._translator.expression
-        group, is_whole = self._group()
+        group, is_whole = group_key(self._engine, definition)
         grouped = "CAST(0 AS BIGINT)" if group == "event" else say(group, "requests.group")
         no_group = NO_GROUP.partition("::")[0].strip("()")
         grouped = (
