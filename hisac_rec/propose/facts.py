@@ -11,6 +11,8 @@ from hisac_rec.propose.database import Database
 EXACT_ROWS = 5_000_000
 """Up to this many rows distinct values are counted; beyond, estimated (a few per cent off)."""
 SAMPLE_VALUES = 2_000
+YES = frozenset({"yes", "y", "true", "t", "1", "positive", "pos", "correct", "right"})
+NO = frozenset({"no", "n", "false", "f", "0", "negative", "neg", "incorrect", "wrong"})
 NUMBERS = INTEGER_TYPES | {"FLOAT", "DOUBLE", "DECIMAL", "HUGEINT", "UHUGEINT"}
 
 
@@ -66,6 +68,12 @@ class Facts:
         """Boolean, or 0 and 1."""
         zero_one = self.is_number and self.whole and (self.low, self.high) == (0, 1)
         return self.kind == "BOOLEAN" or zero_one
+
+    @property
+    def is_yes_no(self) -> bool:
+        """Text that says yes or no, both of them."""
+        values = {str(value).strip().lower() for value in self.values}
+        return self.is_text and bool(values & YES) and bool(values & NO) and values <= YES | NO
 
     @property
     def can_be_id(self) -> bool:

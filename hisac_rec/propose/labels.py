@@ -8,29 +8,23 @@ from dataclasses import dataclass
 from hisac_rec.errors import UserError, did_you_mean
 from hisac_rec.preparation.sql import text
 from hisac_rec.propose import names
+from hisac_rec.propose.choice import Choice, given
 from hisac_rec.propose.database import Database
-from hisac_rec.propose.facts import Facts
+from hisac_rec.propose.event_types import (
+    SHOWN,
+    WEAK,
+    find_type_column,
+    folded_type,
+    has_success,
+    strength,
+)
+from hisac_rec.propose.facts import YES, Facts
 from hisac_rec.propose.files import RawTable
-from hisac_rec.propose.roles import Choice, given
 from hisac_rec.propose.sqltext import quoted
 
-STRONG = (
-    ("purchase", "buy", "bought", "order", "transaction", "checkout", "paid", "payment", "convert"),
-    ("cart", "addtocart", "add_to_cart", "add-to-cart", "basket"),
-    ("fav", "favorite", "favourite", "like", "liked", "wishlist", "save", "share", "follow"),
-    ("click", "clicked", "open", "read", "play", "watch", "complete", "finish"),
-)
-"""Kinds of success, the strongest first."""
-WEAK = ("view", "pv", "pageview", "page_view", "detail", "impression", "impress", "show", "shown",
-        "expose", "exposure", "display", "seen", "skip", "browse")  # fmt: skip
-SHOWN = ("impression", "impress", "show", "shown", "expose", "exposure", "display", "skip")
-"""Types of events in which nobody did anything."""
-YES = frozenset({"yes", "y", "true", "t", "1", "positive", "pos", "correct", "right"})
-NO = frozenset({"no", "n", "false", "f", "0", "negative", "neg", "incorrect", "wrong"})
 ANSWERS = frozenset({"correct", "answer", "answered", "response", "outcome", "grade", "right"})
 FOLLOWS_WITHIN = 1800
 """Seconds in which success on the same item counts as the outcome of a view."""
-MAX_TYPES = 50
 
 
 @dataclass(frozen=True)
@@ -95,7 +89,7 @@ def choose_label(
         UserError: an option names what is not there.
     """
     busy = set(taken)
-    kind = _type_column(db, table, raw, facts, type_option, busy, explicit=bool(positive))
+    kind = find_type_column(raw, facts, type_option, busy, explicit=bool(positive))
     if option is not None:
         choice = given(db, table, raw, "label", option, facts)
         if choice.is_column:
@@ -119,7 +113,7 @@ def choose_label(
                 history_where="label > 0" if not _boolean(db, table, choice.sql) else "label",
                 given=True,
             )  # fmt: skip
-    if kind is not None and (positive or _has_success(facts[kind])):
+    if kind is not None and (positive or has_success(facts[kind])):
         return _of_types(db, table, raw, facts[kind], positive, ids, time, clock)
     ranked = []
     for name, fact in facts.items():
@@ -127,7 +121,7 @@ def choose_label(
             continue
         points = names.score(name, "label") + (0.6 if name.lower().startswith("is_") else 0)
         points -= 2.0 if names.mentions(name, names.BEHAVIOUR | names.NOT_TIME) else 0
-        if not (fact.is_flag or _yes_no(fact)):
+        if not (fact.is_flag or fact.is_yes_no):
             points += 0.0 if _rating(fact) else -9.0
             points = (
                 max(points, 0.9) if _rating(fact) and names.tokens(name) == ["column"] else points
@@ -161,11 +155,6 @@ def _rating(fact: Facts) -> bool:
                 and fact.low >= 0 and (fact.high or 0) <= 100)  # fmt: skip
 
 
-def _yes_no(fact: Facts) -> bool:
-    values = {str(value).strip().lower() for value in fact.values}
-    return fact.is_text and bool(values & YES) and bool(values & NO) and values <= YES | NO
-
-
 def _of_column(
     db: Database, table: str, fact: Facts, threshold: float | None, said: str
 ) -> Label | None:
@@ -173,7 +162,7 @@ def _of_column(
     name = name if name not in ("user", "item", "time", "type", "sequence") else f"{name}_label"
     out = quoted(name)
     where = "true" if not fact.nulls else f"{out} IS NOT NULL"
-    if _yes_no(fact):
+    if fact.is_yes_no:
         words = ", ".join(text(word) for word in sorted(YES))
         column = f"lower(trim({column})) IN ({words})"
         sql, form = out, "yes or no in words"
@@ -233,56 +222,6 @@ def _of_rating(
     )  # fmt: skip
 
 
-def _type_column(
-    db: Database,
-    table: str,
-    raw: RawTable,
-    facts: dict[str, Facts],
-    option: str | None,
-    busy: set[str],
-    *,
-    explicit: bool,
-) -> str | None:
-    if option is not None:
-        folded = {name.lower(): name for name in facts}
-        if option.lower() not in folded:
-            hint = did_you_mean(option, facts)
-            raise UserError(f"{raw.title}: --type {option}: no such column{hint}")
-        return folded[option.lower()]
-    ranked = []
-    for name, fact in facts.items():
-        if name in busy or not fact.is_text or not 2 <= fact.distinct <= MAX_TYPES or _yes_no(fact):
-            continue
-        known = sum(_known(value) for value in fact.values)
-        points = names.score(name, "type") * (0.5 if not known else 1) + 2.5 * known / fact.distinct
-        if points >= 2.5 and (known or explicit):
-            ranked.append((points, name))
-    return max(ranked)[1] if ranked else None
-
-
-def _known(value: str) -> bool:
-    return _strength(value) < len(STRONG) or _fold(value) in WEAK
-
-
-def _fold(value: str) -> str:
-    return str(value).strip().lower().replace(" ", "_")
-
-
-def _strength(value: str) -> int:
-    """Rank of a type among the kinds of success; their number where it is none."""
-    words = set(names.tokens(str(value))) | {_fold(value)}
-    if "remove" in words or "cancel" in words or "return" in words:
-        return len(STRONG)
-    for rank, kinds in enumerate(STRONG):
-        if words & set(kinds):
-            return rank
-    return len(STRONG)
-
-
-def _has_success(fact: Facts) -> bool:
-    return any(_strength(value) < len(STRONG) for value in fact.values)
-
-
 def _of_types(
     db: Database,
     table: str,
@@ -302,13 +241,13 @@ def _of_types(
                 raise UserError(f"{raw.title}: --positive {value}: not in column {fact.name}{hint}")
         won, said = list(positive), "--positive says so"
     else:
-        best = min(_strength(value) for value in values)
-        won = sorted(value for value in values if _strength(value) == best)
+        best = min(strength(value) for value in values)
+        won = sorted(value for value in values if strength(value) == best)
         said = "the strongest kind of event there is"
     lost = sorted(set(values) - set(won))
     in_won = f"type IN ({', '.join(text(value) for value in won)})"
-    weakest = [value for value in lost if _fold(value) in WEAK] or lost
-    shown = [value for value in weakest if _fold(value) in SHOWN]
+    weakest = [value for value in lost if folded_type(value) in WEAK] or lost
+    shown = [value for value in weakest if folded_type(value) in SHOWN]
     history = "true" if not shown else f"type NOT IN ({', '.join(text(v) for v in shown)})"
     raw_won = f"{column}::VARCHAR IN ({', '.join(text(value) for value in won)})"
     raw_weak = f"{column}::VARCHAR IN ({', '.join(text(value) for value in weakest)})"

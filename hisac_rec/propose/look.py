@@ -15,26 +15,22 @@ from hisac_rec.propose import names, sides
 from hisac_rec.propose.check import prepare_sample
 from hisac_rec.propose.concerns import Concern, find_concerns
 from hisac_rec.propose.database import Database
+from hisac_rec.propose.events import EVENTS, RAW, choose_roles, load_events, of_slate
 from hisac_rec.propose.facts import Facts, measure
-from hisac_rec.propose.figures import Figures, add_split, figures
+from hisac_rec.propose.figures import Figures
 from hisac_rec.propose.files import RawTable, common_folder, take_in
-from hisac_rec.propose.labels import choose_label
 from hisac_rec.propose.leakage import find_leaks
-from hisac_rec.propose.proposal import Log, Negatives, Options, Proposal, Split, sized_codes
-from hisac_rec.propose.roles import choose_group, choose_ids, choose_time, given
+from hisac_rec.propose.proposal import Log, Negatives, Options, Proposal, sized_codes
 from hisac_rec.propose.sides import Side
-from hisac_rec.propose.slates import SHOWN, TAKEN, Slate, find_slate, unnested
+from hisac_rec.propose.slates import SHOWN, TAKEN, find_slate, unnested
+from hisac_rec.propose.splits import choose_split
 from hisac_rec.propose.sqltext import quoted
-from hisac_rec.propose.tasks import with_tasks
 from hisac_rec.propose.writing import as_toml, read_back
 
-RAW, EVENTS = "looked.raw_events", "looked.events"
 LOOKED_EVENTS = 20_000_000
 """Beyond about this many events figures are those of a sample of users."""
 HALF_HOUR, MONTH = 1_800, 2_592_000
 PER_POSITIVE = 4
-SEEN_ENOUGH = 0.3
-"""Share of test candidates by users known from training below which time is no good split."""
 
 
 @dataclass(frozen=True)
@@ -110,17 +106,17 @@ def _propose(
         table = unnested(db, RAW, table, slate)
         options = replace(options, item=SHOWN, label=TAKEN)
     facts = measure(db, RAW)
-    log, notes = _log(db, options, table, facts)
+    log, notes = choose_roles(db, options, table, facts)
     if slate is not None:
-        log = _of_slate(log, slate)
+        log = of_slate(log, slate)
     items, users, files, more = _sides(db, options, raw, table, facts, log)
     rows = next(iter(facts.values())).rows
     share = min(1.0, LOOKED_EVENTS / rows)
     try:
-        _load_events(db, log, share)
+        load_events(db, log, share)
     except duckdb.Error as error:
         raise UserError(f"{table.title}: the events cannot be read:\n{error}") from None
-    split, found = _split(db, log, rows, share)
+    split, found = choose_split(db, log, rows, share)
     group, group_reason = _group(db, log)
     proposal = Proposal(
         name=_name(options, out),
@@ -153,81 +149,6 @@ def prepare_command(proposal: Proposal, out: Path) -> str:
     """How the data set is prepared."""
     raw = os.path.relpath(proposal.raw) if proposal.raw.is_relative_to(Path.cwd()) else proposal.raw
     return f"hisac-rec prepare {out} --raw {raw} --out data/{proposal.name}"
-
-
-def _log(
-    db: Database, options: Options, table: RawTable, facts: dict[str, Facts]
-) -> tuple[Log, list[str]]:
-    notes: list[str] = []
-    fixed = [
-        given(db, RAW, table, role, value, facts).columns
-        for role, value in (
-            ("user", options.user),
-            ("item", options.item),
-            ("label", options.label),
-        )
-        if value is not None
-    ]
-    busy = {name for columns in fixed for name in columns}
-    free = {
-        name: fact for name, fact in facts.items() if name not in busy or options.time is not None
-    }
-    time, moment = choose_time(
-        db, RAW, table, free, options.time, options.time_format, options.time_zone
-    )
-    conditions = [f"({options.where})"] if options.where else []
-    if moment.lenient:
-        bad = db.rows(
-            f"SELECT count(*) FROM {RAW} WHERE {quoted(time.columns[0])} IS NOT NULL "
-            f"AND {moment.lenient} IS NULL"
-        )[0][0]
-        if bad:
-            notes.append(f"{bad:,} rows have a time that cannot be read; they are left out")
-            moment = replace(moment, sql=moment.lenient)
-            conditions.append(f"{moment.sql} IS NOT NULL")
-    if not conditions[1:] and time.columns and facts[time.columns[0]].nulls:
-        notes.append(f"{facts[time.columns[0]].nulls:,} rows have no time; they are left out")
-        conditions.append(f"{quoted(time.columns[0])} IS NOT NULL")
-    safe = replace(moment, sql=f"({moment.lenient or moment.sql})")
-    taken = [*time.columns, *fixed[-1]] if options.label is not None else [*time.columns]
-    if options.group is not None:
-        taken += given(db, RAW, table, "group", options.group, facts).columns
-    ids = {"user": options.user, "item": options.item}
-    order = safe.sql if time.columns else "0"
-    user, item = choose_ids(db, RAW, table, facts, ids, order, taken)
-    for choice in (user, item):
-        if any(facts[name].nulls for name in choice.columns) or not choice.columns:
-            conditions.append(f"{choice.sql} IS NOT NULL")
-    taken = [*time.columns, *user.columns, *item.columns]
-    group = (
-        choose_group(db, RAW, facts, taken, user.sql)
-        if options.group is None
-        else given(db, RAW, table, "group", options.group, facts)
-    )
-    label = choose_label(
-        db, RAW, table, facts, options.label, options.type, list(options.positive),
-        options.threshold, [*taken, *(group.columns if group else ())],
-        (user.sql, item.sql), order, moment.clock,
-    )  # fmt: skip
-    label = with_tasks(db, RAW, facts, label)
-    if label.kind == "none":
-        for name, fact in facts.items():
-            negative = fact.is_number and fact.low is not None and fact.low < 0
-            if negative and names.score(name, "quantity") >= 2:
-                returns = db.rows(f"SELECT count(*) FROM {RAW} WHERE {quoted(name)} <= 0")[0][0]
-                notes.append(
-                    f"{returns:,} rows with {name} <= 0 (returns, corrections) are left out"
-                )
-                conditions.append(f"{quoted(name)} > 0")
-    return Log(user, item, time, moment, label, group, table, tuple(conditions)), notes
-
-
-def _of_slate(log: Log, slate: Slate) -> Log:
-    """Say that item and label came from lists, and not from options."""
-    item = replace(log.item, reason=f"what {slate.shown} lists", given=False)
-    rate = log.label.reason.rpartition("; ")[2]
-    label = replace(log.label, reason=f"it is in {slate.taken}; {rate}", given=False)
-    return replace(log, item=item, label=label)
 
 
 def _sides(
@@ -282,77 +203,6 @@ def _in_order(log: Log, facts: dict[str, Facts]) -> str:
 def _used(facts: dict[str, Facts], side: Side) -> set[str]:
     """Columns of the events that describe an item (a user)."""
     return {name for name in facts if f"arg_min({quoted(name)}, " in side.source}
-
-
-def _load_events(db: Database, log: Log, share: float) -> None:
-    """The events as ``prepare`` will see them; of a share of the users where there are many."""
-    part = round(1 / share)
-    where = f' WHERE hash("user"::VARCHAR) % {part} = 0' if part > 1 else ""
-    db.rows(f"CREATE TABLE {EVENTS} AS SELECT * FROM (\n{log.select(RAW)}\n){where}")
-    if not db.rows(f"SELECT 1 FROM {EVENTS} LIMIT 1"):
-        raise UserError(f"{log.raw.title}: no row has a user, an item and a time")
-
-
-def _split(db: Database, log: Log, rows: int, share: float) -> tuple[Split, Figures]:
-    """By time where users come back, else by each user's own order.
-
-    Raises:
-        UserError: either leaves a split without candidates.
-    """
-    where, label = log.label.requests_where, log.label.sql
-    why = "each user's events by rank: 80 % train, 10 % valid, 10 % test"
-    moments = _moments(db, where) if log.moment.clock else None
-    by_time = found_by_time = None
-    if moments is not None:
-        by_time = Split("time", "by time, at the 80 and 90 % quantiles of the candidates", *moments)
-        add_split(db, EVENTS, by_time, where, label)
-        found_by_time = figures(db, rows, share)
-        new_users = found_by_time.splits["test"].new_users
-        if not found_by_time.whole:
-            by_time = None
-        elif 1 - new_users >= SEEN_ENOUGH:
-            return by_time, found_by_time
-        else:
-            why += (
-                f" (cut by time, {new_users:.0%} of the test candidates would be of users whom "
-                "training never saw)"
-            )
-    by_rank = Split("user_fraction", why)
-    add_split(db, EVENTS, by_rank, where, label)
-    found = figures(db, rows, share)
-    if found.whole:
-        return by_rank, found
-    if by_time is None or found_by_time is None:
-        counts = ", ".join(f"{name} {one.candidates:,}" for name, one in found.splits.items())
-        raise UserError(
-            f"{log.raw.title}: too few candidates to split ({found.users:,} users, "
-            f"{found.events:,} events; by rank: {counts}): give more events, or see that "
-            "--user, --time and --where are right"
-        )
-    add_split(db, EVENTS, by_time, where, label)
-    return by_time, found_by_time
-
-
-def _moments(db: Database, where: str) -> tuple[int, int] | None:
-    """Where valid and test begin; None where time cannot tell them apart."""
-    low, high, first, last = db.rows(
-        f"SELECT quantile_disc(time, 0.8), quantile_disc(time, 0.9), min(time), max(time) "
-        f"FROM {EVENTS} WHERE ({where}\n)"
-    )[0]
-    if low is None:
-        return None
-    low, high = _rounded(low, high, first, last)
-    return (low, high) if first < low < high <= last else None
-
-
-def _rounded(low: int, high: int, first: int, last: int) -> tuple[int, int]:
-    """Both moments at a full day or hour (UTC) where the log is long enough for it."""
-    for unit, needed in ((86_400, 60), (3_600, 60)):
-        if last - first >= needed * unit:
-            near = [round(value / unit) * unit for value in (low, high)]
-            if first < near[0] < near[1] <= last:
-                return near[0], near[1]
-    return low, high
 
 
 def _group(db: Database, log: Log) -> tuple[str, str]:

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hisac_rec.propose.choice import Choice
 from hisac_rec.propose.files import RawTable
 from hisac_rec.propose.labels import Label
 from hisac_rec.propose.moments import Moment
-from hisac_rec.propose.roles import Choice
 from hisac_rec.propose.sides import Side, select
 from hisac_rec.propose.sqltext import aliased, indented, wrapped
 
