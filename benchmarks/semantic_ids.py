@@ -33,7 +33,7 @@ from scipy import sparse
 from hisac_rec.data.contract import PreparedData, Split
 from hisac_rec.evaluation.metrics import gauc
 from hisac_rec.semantic.fit import make_quantiser, resolve_config
-from hisac_rec.semantic.sources import item_vectors
+from hisac_rec.semantic.item_vectors import item_vectors
 from hisac_rec.semantic.store import prefix_ids
 
 TAU = 0.1

@@ -2,7 +2,7 @@
 
 ``featuriser.npz`` holds named arrays and nothing else: the text vocabulary and its directions, the
 item factors of the training period, regressions, networks of an RQ-VAE. Which names there are is
-the business of :mod:`hisac_rec.semantic.sources` and of the quantiser. It is a NumPy archive,
+the business of :mod:`hisac_rec.semantic.item_vectors` and of the quantiser. It is a NumPy archive,
 written and read without pickle, and the same fit gives the same bytes.
 """
 

@@ -17,10 +17,11 @@ from hisac_rec.data.contract import PreparedData
 from hisac_rec.errors import UserError
 from hisac_rec.semantic.codebook import Codebook, Quantiser
 from hisac_rec.semantic.config import SemanticIdConfig
+from hisac_rec.semantic.item_vectors import ItemVectors, item_vectors
 from hisac_rec.semantic.quality import Refresh, Report, measure
 from hisac_rec.semantic.residual_kmeans import ResidualKMeans
 from hisac_rec.semantic.rqvae import RqVae
-from hisac_rec.semantic.sources import ItemVectors, Means, choose_source, item_vectors
+from hisac_rec.semantic.sources import Means, choose_source
 from hisac_rec.semantic.store import REPORT_FILE, save_semantics
 
 log = logging.getLogger(__name__)

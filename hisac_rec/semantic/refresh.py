@@ -34,9 +34,10 @@ from hisac_rec.semantic.fit import (
     vector_dtype,
     write_fit,
 )
+from hisac_rec.semantic.item_vectors import ItemVectors, item_vectors, placed_vectors
 from hisac_rec.semantic.predecessor import Predecessor, match_items
 from hisac_rec.semantic.quality import Refresh, Report
-from hisac_rec.semantic.sources import ItemVectors, Means, item_vectors, placed_vectors
+from hisac_rec.semantic.sources import Means
 
 log = logging.getLogger(__name__)
 

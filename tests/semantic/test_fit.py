@@ -17,7 +17,7 @@ from hisac_rec.data.contract import PreparedData
 from hisac_rec.errors import UserError
 from hisac_rec.semantic.codebook import Codebook
 from hisac_rec.semantic.fit import fit_semantic_ids, make_quantiser, read_report, resolve_config
-from hisac_rec.semantic.sources import item_vectors
+from hisac_rec.semantic.item_vectors import item_vectors
 from hisac_rec.semantic.store import load_semantics
 
 GROUPS, PER_GROUP = 4, 15
