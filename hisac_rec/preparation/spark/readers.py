@@ -7,7 +7,7 @@ Spark reads all of it. Text files are read as text and cast, which the two do al
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import duckdb
 from pyspark.errors import PySparkException
@@ -39,6 +39,20 @@ TYPES |= {"UBIGINT": "DECIMAL(20,0)", "HUGEINT": "DECIMAL(38,0)", "UUID": "STRIN
 TYPES |= {"TIMESTAMP": "TIMESTAMP_NTZ"}
 
 
+class Reading(NamedTuple):
+    """What a table function is asked for, and what DuckDB says of its files."""
+
+    key: str
+    """Of the definition."""
+    files: list[str]
+    """In the order of their names."""
+    options: dict[str, exp.Expression]
+    columns: dict[str, str]
+    """Column -> DuckDB type."""
+    lines: bool
+    """Number the rows."""
+
+
 class RawFiles:
     """Makes views, one for every table function or path of a definition.
 
@@ -64,7 +78,7 @@ class RawFiles:
             columns = {row[0]: row[1] for row in self._rows(f"DESCRIBE FROM {sql}")}
             files = [str(name) for path in paths for name in self._glob(path)]
             read = getattr(self, f"_{kind}")
-            frame = read(key, sql, files, options, columns, lines)
+            frame = read(Reading(key, files, options, columns, lines))
         except (duckdb.Error, PySparkException) as error:
             reason = str(error).partition("\n\nJVM stacktrace")[0]
             raise UserError(f"{self._origin}: key '{key}': {reason}") from None
@@ -97,35 +111,31 @@ class RawFiles:
                 raise self._wrong(key, f"option {name} of {function}")
         return kind, [path.name for path in paths], options
 
-    def _csv(
-        self,
-        key: str,
-        sql: str,
-        files: list[str],
-        options: dict[str, exp.Expression],
-        columns: dict[str, str],
-        lines: bool,
-    ) -> DataFrame:
-        said: dict[str, Any] = {name: option.name for name, option in options.items()}
+    def _csv(self, asked: Reading) -> DataFrame:
+        said: dict[str, Any] = {name: option.name for name, option in asked.options.items()}
         delimiter, quote = said.get("delim", said.get("sep")), said.get("quote")
         escape = said.get("escape")
         header = said["header"].lower() == "true" if "header" in said else None
-        header = options["header"].this if "header" in options else header
+        header = asked.options["header"].this if "header" in asked.options else header
         skipped = 0
         if delimiter is None or header is None:
             encoding = f", encoding = {text(said['encoding'])}" if "encoding" in said else ""
             found = self._rows(
                 "SELECT Delimiter, Quote, Escape, SkipRows, HasHeader "
-                f"FROM sniff_csv({text(files[0])}{encoding})"
+                f"FROM sniff_csv({text(asked.files[0])}{encoding})"
             )[0]
             delimiter = found[0] if delimiter is None else delimiter
             quote = _character(found[1]) if quote is None else quote
             escape = _character(found[2]) if escape is None else escape
             skipped, header = found[3], found[4] if header is None else header
         if skipped:
-            raise self._wrong(key, f"{files[0]}: {skipped} lines before the header")
+            raise self._wrong(asked.key, f"{asked.files[0]}: {skipped} lines before the header")
         quote = '"' if quote is None else quote
-        inside = {n: kind for n, kind in columns.items() if n != "filename" or n not in options}
+        inside = {
+            n: kind
+            for n, kind in asked.columns.items()
+            if n != "filename" or n not in asked.options
+        }
         reader = self._spark.read.schema(
             ", ".join(f"{_quoted(name)} STRING" for name in inside)
         ).options(
@@ -136,60 +146,40 @@ class RawFiles:
             encoding=ENCODINGS.get(said.get("encoding", "utf-8").lower(), said.get("encoding")),
             mode="FAILFAST",
         )
-        frame = reader.csv(files)
-        if "filename" in options:
+        frame = reader.csv(asked.files)
+        if "filename" in asked.options:
             frame = frame.selectExpr("*", f"{FILE} AS filename", "_metadata")
-        frame = self._with_lines(frame, lines)
-        return frame.selectExpr(*_casts(columns), *([LINE] if lines else []))
+        frame = self._with_lines(frame, asked.lines)
+        return frame.selectExpr(*_casts(asked.columns), *([LINE] if asked.lines else []))
 
-    def _parquet(
-        self,
-        key: str,
-        sql: str,
-        files: list[str],
-        options: dict[str, exp.Expression],
-        columns: dict[str, str],
-        lines: bool,
-    ) -> DataFrame:
-        frame = self._spark.read.option("mergeSchema", "union_by_name" in options).parquet(*files)
-        frame = self._with_lines(frame, lines)
+    def _parquet(self, asked: Reading) -> DataFrame:
+        frame = self._spark.read.option("mergeSchema", "union_by_name" in asked.options).parquet(
+            *asked.files
+        )
+        frame = self._with_lines(frame, asked.lines)
         plain = [
             f"CAST(TIMESTAMP_MICROS({_quoted(name)} DIV 1000) AS TIMESTAMP_NTZ) AS {_quoted(name)}"
             if kind == "TIMESTAMP_NS"
             else _quoted(name)
-            for name, kind in columns.items()
+            for name, kind in asked.columns.items()
         ]
-        return frame.selectExpr(*plain, *([LINE] if lines else []))
+        return frame.selectExpr(*plain, *([LINE] if asked.lines else []))
 
-    def _json(
-        self,
-        key: str,
-        sql: str,
-        files: list[str],
-        options: dict[str, exp.Expression],
-        columns: dict[str, str],
-        lines: bool,
-    ) -> DataFrame:
-        with Path(files[0]).open("rb") as file:
+    def _json(self, asked: Reading) -> DataFrame:
+        with Path(asked.files[0]).open("rb") as file:
             is_array = file.read(64).lstrip().startswith(b"[")
-        schema = ", ".join(f"{_quoted(name)} {spark_type(kind)}" for name, kind in columns.items())
+        schema = ", ".join(
+            f"{_quoted(name)} {spark_type(kind)}" for name, kind in asked.columns.items()
+        )
         reader = self._spark.read.schema(schema).options(multiLine=is_array, mode="FAILFAST")
-        return self._with_lines(reader.json(files), lines)
+        return self._with_lines(reader.json(asked.files), asked.lines)
 
-    def _text(
-        self,
-        key: str,
-        sql: str,
-        files: list[str],
-        options: dict[str, exp.Expression],
-        columns: dict[str, str],
-        lines: bool,
-    ) -> DataFrame:
-        frame = self._with_lines(self._spark.read.text(files, wholetext=True), lines)
+    def _text(self, asked: Reading) -> DataFrame:
+        frame = self._with_lines(self._spark.read.text(asked.files, wholetext=True), asked.lines)
         return frame.selectExpr(
             f"{FILE} AS filename",
             "value AS content",
-            *([LINE] if lines else []),
+            *([LINE] if asked.lines else []),
         )
 
     def _with_lines(self, frame: DataFrame, lines: bool) -> DataFrame:
