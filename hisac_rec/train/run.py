@@ -31,6 +31,7 @@ from hisac_rec.config import Strict, dump_toml
 from hisac_rec.data.contract import PreparedData
 from hisac_rec.data.tasks import are_plain
 from hisac_rec.errors import UserError
+from hisac_rec.files import replace_text
 from hisac_rec.planning.plan_io import Plan
 from hisac_rec.ranker.config import ModelConfig, load_model_config
 from hisac_rec.train.job import Job
@@ -146,7 +147,10 @@ class RunFolder:
         return RunStory(self.root, self.checkpoints())
 
     def create(self, job: Job, plan: Plan, *, world_size: int, device: str) -> None:
-        """Write what is known before training starts (rank 0)."""
+        """Write what is known before training starts (rank 0).
+
+        Other ranks may look for a run here meanwhile: each file is there whole or not at all.
+        """
         self.root.mkdir(parents=True, exist_ok=True)
         info = RunInfo(
             data=str(job.data.root),
@@ -158,8 +162,8 @@ class RunFolder:
             command=sys.argv,
             checkpoints=self._elsewhere(),
         )
-        (self.root / "config.toml").write_text(dump_toml(job.config))
-        (self.root / "run.json").write_text(info.model_dump_json(indent=1))
+        replace_text(self.root / "run.json", info.model_dump_json(indent=1))
+        replace_text(self.root / "config.toml", dump_toml(job.config))
         plan.save(self.plan)
 
     def config(self) -> ModelConfig:

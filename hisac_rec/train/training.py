@@ -13,6 +13,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from hisac_rec.checkpoints.warm_start import WarmStart, warm_start
+from hisac_rec.files import replace_text
 from hisac_rec.planning.config import PlannerConfig
 from hisac_rec.train.distributed import Ranks
 from hisac_rec.train.job import Job, resolve_plan, shard
@@ -86,7 +87,7 @@ def train(
             report = warm_start(warm, job, model, optimizers).markdown()
             log.info("%s", report)
             if ranks.first:
-                folder.warm_start.write_text(report)
+                replace_text(folder.warm_start, report)
         if ranks.first:
             story.begin(ranks, resumed_from=trainer.position.step if goes_on else None)
         dist.barrier()

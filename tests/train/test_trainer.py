@@ -79,6 +79,23 @@ def test_the_run_folder_is_complete(small_data: PreparedData, tmp_path: Path) ->
     assert not list(tmp_path.rglob("*.partial"))
 
 
+def test_other_ranks_never_meet_half_a_file(small_data: PreparedData, tmp_path: Path) -> None:
+    """Rank 1 may read what rank 0 is just writing: an open file keeps its text to the end."""
+    config = small_config()
+    with one_process() as ranks:
+        job = open_job(config, small_data)
+        plan, folder = resolve_plan(job, ranks, None), RunFolder(tmp_path)
+        folder.create(job, plan, world_size=1, device="cpu")
+        names = ("run.json", "config.toml", "plan.json")
+        opened = {name: (tmp_path / name).open() for name in names}
+        texts = {name: (tmp_path / name).read_text() for name in names}
+        folder.create(job, plan, world_size=2, device="cpu")
+    for name, file in opened.items():
+        with file:
+            assert file.read() == texts[name]
+    assert folder.info().world_size == 2
+
+
 def make_trainer(config: Any, data: PreparedData, out: Path, ranks: Any) -> Trainer:
     job = open_job(config, data)
     model = shard(job, resolve_plan(job, ranks, None), ranks)
