@@ -1,9 +1,11 @@
 # What a newcomer and CI run. Everything lives in .venv; nothing outside it is touched.
-# Variables: PYTHON (default python3.11), DEVICE=cpu|cuda|auto, TORCH_INDEX=URL.
+# Variables: PYTHON (default python3.11), DEVICE=cpu|cuda|auto, TORCH_INDEX=URL, JOBS (test files
+# at a time; each may start two processes of its own).
 
 PYTHON ?= python3.11
 DEVICE ?= auto
 TORCH_INDEX ?=
+JOBS ?= 2
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -24,7 +26,7 @@ demo: $(RUNTIME) ## see it work: synthetic data, training, evaluation, a table
 	$(BIN)/hisac-rec demo --force
 
 test: lint types ## style, types, tests with coverage: what CI runs
-	$(BIN)/pytest --cov=hisac_rec
+	$(BIN)/pytest -n $(JOBS) --dist loadfile --cov=hisac_rec
 
 test-slow: $(DEV) ## the tests that take minutes
 	$(BIN)/pytest -m slow
