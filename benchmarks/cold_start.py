@@ -21,7 +21,7 @@ from statistics import fmean, stdev
 
 from benchmarks.comparison import BENCHMARKS, OUT, STUDIES, command, sets
 from benchmarks.comparison_page import NAMES, RESULTS
-from hisac_rec.compare.cells import Cell, Layout
+from hisac_rec.compare.cells import Cell, Layout, Slice
 from hisac_rec.compare.summary import summarise
 
 SHARE = 0.15
@@ -29,6 +29,17 @@ SHARE = 0.15
 SHIPPED = ("hisac", "mean_pooling", "no_history")
 UNSEEN = ("item_popularity", "unseen")
 """Axis and bucket of the slice of items that no training candidate was."""
+WITH_FEATURES = "kuairand-features"
+"""KuaiRand has no texts, so a new video has no codes; here its features are its text."""
+FEATURES_AS_TEXT = (
+    "source.items=SELECT video_id AS item, author_id AS author, upload_type, "
+    "music_type::INTEGER AS music_type, string_split(tag, ',') AS tag, "
+    "(log2(1 + video_duration / 1000))::INTEGER AS duration, "
+    "concat_ws(' ', 'author' || author_id, 'upload' || upload_type, "
+    "'music' || music_type::INTEGER, replace('tag' || tag, ',', ' tag')) AS text "
+    "FROM '{raw}/item_features.parquet'",
+    "semantic_ids.source=text+collaborative",
+)
 COLUMNS = {
     "hisac": "HiSAC",
     "hisac_no_codes": "its codes in the history alone",
@@ -43,7 +54,7 @@ COLUMNS = {
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("study", choices=STUDIES, nargs="?")
+    parser.add_argument("study", choices=(*STUDIES, WITH_FEATURES), nargs="?")
     parser.add_argument("--raw", type=Path, help="folder of the publisher's files")
     parser.add_argument("--seeds", default="3")
     parser.add_argument("--jobs", default="2")
@@ -55,11 +66,14 @@ def main() -> None:
         return
     if arguments.study is None:
         parser.error("name a study, or say --page")
-    study, data = STUDIES[arguments.study], arguments.work / f"{arguments.study}-cold"
+    features = arguments.study == WITH_FEATURES
+    study = STUDIES["kuairand" if features else arguments.study]
+    data = arguments.work / f"{arguments.study}-cold"
     if not data.is_dir():
         of = ("--raw", arguments.raw) if arguments.raw else ()
         cold = f"synthetic.fresh_items={2 * SHARE}" if not arguments.raw else None
         keys = (*study.prepare, cold or f"split.cold_items={SHARE}")
+        keys += FEATURES_AS_TEXT if features else ()
         command("prepare", study.dataset, *of, "--out", data, *sets(keys))
     if not (data / "semantic_ids.parquet").is_file():
         command("semantic-ids", data)
@@ -73,9 +87,10 @@ def main() -> None:
 def write_page() -> None:
     """Write docs/results/cold-start.md from all cells."""
     words = (RESULTS / "notes" / "cold-start.md").read_text(encoding="utf-8").strip()
+    titles = {**NAMES, WITH_FEATURES: "KuaiRand, features as text"}
     found = {
         folder: summarise(layout, "no_history_no_codes")[0]
-        for folder in NAMES
+        for folder in titles
         if any((layout := Layout(OUT / f"{folder}-cold")).cells.glob("*/*/seed*.json"))
     }
     parts = ["# Cold start: items that training never saw", words]
@@ -89,7 +104,7 @@ def write_page() -> None:
                 cells = {one.cells[0].model: one.cells for one in summary.models}
                 count = _rows(next(iter(cells.values()))[0], cold)
                 values = [_mean(cells.get(model, ()), metric, cold) for model in COLUMNS]
-                lines.append(f"| {NAMES[folder]} | {count:,} | " + " | ".join(values) + " |")
+                lines.append(f"| {titles[folder]} | {count:,} | " + " | ".join(values) + " |")
             parts.append(f"## {title}: {metric.upper()}\n\n" + "\n".join(lines))
     days = {cell.date for s in found.values() for one in s.models for cell in one.cells}
     example = next(cell for s in found.values() for one in s.models for cell in one.cells)
@@ -102,7 +117,7 @@ def _rows(cell: Cell, cold: bool) -> int:
     return _slice(cell).rows if cold else cell.rows.rows
 
 
-def _slice(cell: Cell):  # type: ignore[no-untyped-def]
+def _slice(cell: Cell) -> Slice:
     return next(s for s in cell.scores.slices if (s.axis, s.bucket) == UNSEEN)
 
 
