@@ -15,19 +15,17 @@ and from the words in ``docs/results/notes/cold-start.md``.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean, stdev
 
-from benchmarks.comparison import BENCHMARKS, OUT, STUDIES, command, sets
+from benchmarks.comparison import BENCHMARKS, OUT, STUDIES, command, prepare_study, sets
 from benchmarks.comparison_page import NAMES, RESULTS
-from hisac_rec.compare.cells import Cell, Layout, Slice
-from hisac_rec.compare.summary import summarise
+from hisac_rec.compare.cells import Cell, Layout
+from hisac_rec.compare.summary import ModelSummary, summarise
 
 SHARE = 0.15
 """Of the items: kept out of training."""
 SHIPPED = ("hisac", "mean_pooling", "no_history")
-UNSEEN = ("item_popularity", "unseen")
+AXIS, UNSEEN = "item_popularity", "unseen"
 """Axis and bucket of the slice of items that no training candidate was."""
 WITH_FEATURES = "kuairand-features"
 """KuaiRand has no texts, so a new video has no codes; here its features are its text."""
@@ -66,17 +64,15 @@ def main() -> None:
         return
     if arguments.study is None:
         parser.error("name a study, or say --page")
-    features = arguments.study == WITH_FEATURES
-    study = STUDIES["kuairand" if features else arguments.study]
-    data = arguments.work / f"{arguments.study}-cold"
-    if not data.is_dir():
-        of = ("--raw", arguments.raw) if arguments.raw else ()
-        cold = f"synthetic.fresh_items={2 * SHARE}" if not arguments.raw else None
-        keys = (*study.prepare, cold or f"split.cold_items={SHARE}")
-        keys += FEATURES_AS_TEXT if features else ()
-        command("prepare", study.dataset, *of, "--out", data, *sets(keys))
-    if not (data / "semantic_ids.parquet").is_file():
-        command("semantic-ids", data)
+    name, variant = arguments.study, "-cold"
+    if name == WITH_FEATURES:
+        name, variant = "kuairand", "-features-cold"
+    study = STUDIES[name]
+    new = f"split.cold_items={SHARE}"
+    if study.dataset == "synthetic":  # a generator makes its own splits
+        new = f"synthetic.fresh_items={2 * SHARE}"
+    keys = (new, *FEATURES_AS_TEXT) if arguments.study == WITH_FEATURES else (new,)
+    data = prepare_study(name, arguments.work, arguments.raw, variant, keys)
     models = [*SHIPPED, *sorted(map(str, (BENCHMARKS / "cold").glob("*.toml")))]
     sized = ("--seeds", arguments.seeds, "--jobs", arguments.jobs)
     out = OUT / f"{arguments.study}-cold"
@@ -101,9 +97,12 @@ def write_page() -> None:
                 "| --- | ---: |" + " ---: |" * len(COLUMNS),
             ]
             for folder, summary in found.items():
-                cells = {one.cells[0].model: one.cells for one in summary.models}
-                count = _rows(next(iter(cells.values()))[0], cold)
-                values = [_mean(cells.get(model, ()), metric, cold) for model in COLUMNS]
+                models = {one.cells[0].model: one for one in summary.models}
+                values = [
+                    _shown(models[model], metric, cold) if model in models else ""
+                    for model in COLUMNS
+                ]
+                count = _rows(summary.first, cold)
                 lines.append(f"| {titles[folder]} | {count:,} | " + " | ".join(values) + " |")
             parts.append(f"## {title}: {metric.upper()}\n\n" + "\n".join(lines))
     days = {cell.date for s in found.values() for one in s.models for cell in one.cells}
@@ -114,23 +113,17 @@ def write_page() -> None:
 
 
 def _rows(cell: Cell, cold: bool) -> int:
-    return _slice(cell).rows if cold else cell.rows.rows
+    if not cold:
+        return cell.rows.rows
+    return next(s.rows for s in cell.scores.slices if (s.axis, s.bucket) == (AXIS, UNSEEN))
 
 
-def _slice(cell: Cell) -> Slice:
-    return next(s for s in cell.scores.slices if (s.axis, s.bucket) == UNSEEN)
-
-
-def _mean(cells: Sequence[Cell], metric: str, cold: bool) -> str:
-    """Mean over seeds and, where there are several, their spread."""
-    values = [
-        getattr(_slice(cell), metric) if cold else cell.scores.metrics[metric] for cell in cells
-    ]
-    known = [value for value in values if value is not None]
-    if not known:
+def _shown(model: ModelSummary, metric: str, cold: bool) -> str:
+    found = model.sliced(AXIS, metric)[UNSEEN] if cold else model.metric(metric)
+    if found.mean is None:
         return ""
-    spread = f" ± {stdev(known):.3f}" if len(known) > 1 else ""
-    return f"{fmean(known):.3f}{spread}"
+    deviation = "" if found.deviation is None else f" ± {found.deviation:.3f}"
+    return f"{found.mean:.3f}{deviation}"
 
 
 if __name__ == "__main__":

@@ -196,12 +196,22 @@ def main() -> None:
         command("compare", "--report-only", "--out", out, *baseline)
 
 
-def prepare_study(name: str, work: Path, raw: Path | None) -> Path:
-    """The prepared data set of a study with its semantic ids; made where it is not there yet."""
-    study, data = STUDIES[name], work / name
+def prepare_study(
+    name: str, work: Path, raw: Path | None, variant: str = "", keys: tuple[str, ...] = ()
+) -> Path:
+    """The prepared data set of a study with its semantic ids; made where it is not there yet.
+
+    Args:
+        name: of the study.
+        work: folder of all data sets.
+        raw: folder of the publisher's files.
+        variant: ending of the folder's name, where ``keys`` make another data set.
+        keys: ``--set`` of ``hisac-rec prepare`` beside the study's own.
+    """
+    study, data = STUDIES[name], work / f"{name}{variant}"
     if not data.is_dir():
         of = ("--raw", raw) if raw else ()
-        command("prepare", study.dataset, *of, "--out", data, *sets(study.prepare))
+        command("prepare", study.dataset, *of, "--out", data, *sets((*study.prepare, *keys)))
     if not (data / "semantic_ids.parquet").is_file():
         command("semantic-ids", data)
     return data
