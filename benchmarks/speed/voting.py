@@ -10,9 +10,9 @@ from torch import Tensor
 
 from benchmarks.speed.measure import Figure, Topic, take_turns
 from benchmarks.speed.routing import make_case, routed
-from hisac_rec.methods.base import request_of_rows
+from hisac_rec.methods.hisac.leaves import Agents
 from hisac_rec.methods.hisac.reference import Path, vote
-from hisac_rec.methods.hisac.voting import Agents, activate, count_leaves
+from hisac_rec.methods.hisac.voting import activate, count_leaves
 
 CODES = (200, 200)
 KEEP = (20, 10)
@@ -66,9 +66,7 @@ def measure() -> Topic:
 
 
 def _agents(codes: Tensor, offsets: Tensor) -> Agents:
-    requests = len(offsets) - 1
-    leaves = count_leaves(codes, request_of_rows(offsets, len(codes)), requests, CODES)
-    return activate(leaves, KEEP, CODES)
+    return activate(count_leaves(codes, offsets, CODES), KEEP, CODES)
 
 
 def _by_reference(requests: Sequence[Sequence[Path]]) -> list[dict[Path, int]]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from hisac_rec.config import Strict
 from hisac_rec.errors import UserError
 from hisac_rec.methods.base import Candidates, History, HistoryMethod, MethodShape, request_of_rows
-from hisac_rec.methods.hisac.voting import path_numbers
+from hisac_rec.methods.hisac.leaves import path_numbers
 from hisac_rec.methods.parts.retrieved import RetrievedAttention, take_events
 
 SEMANTIC = "sid"

@@ -25,7 +25,7 @@ from hisac_rec.checkpoints.restore import require_whole
 from hisac_rec.checkpoints.stored_tensors import StoredTensors
 from hisac_rec.data.contract import PreparedData
 from hisac_rec.errors import UserError
-from hisac_rec.methods.hisac.voting import path_numbers
+from hisac_rec.methods.hisac.leaves import path_numbers
 from hisac_rec.progress import progress
 from hisac_rec.scorer.artefact import (
     COMPILED,

@@ -18,8 +18,8 @@ from hisac_rec.data.batch import RequestBatch
 from hisac_rec.data.contract import PreparedData, Split
 from hisac_rec.data.units import RequestTable
 from hisac_rec.errors import UserError
+from hisac_rec.methods.hisac.leaves import path_vectors
 from hisac_rec.methods.hisac.method import HiSAC
-from hisac_rec.methods.hisac.voting import path_vectors
 from hisac_rec.serving.requests import Asked
 from hisac_rec.train.distributed import Ranks
 from hisac_rec.train.evaluate import load_ranker

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hisac_rec.methods.base import request_of_rows
 from hisac_rec.methods.hisac import leaf_products, leaf_routing
 from hisac_rec.methods.hisac.leaf_routing import LeafGeometry, leaf_geometry, route_leaves
-from hisac_rec.methods.hisac.voting import activate, count_leaves, path_vectors, to_slots
+from hisac_rec.methods.hisac.leaves import path_vectors
+from hisac_rec.methods.hisac.voting import activate, count_leaves, to_slots
 from hisac_rec.ops.soft_route import Frozen, soft_route
 
 WIDTH = 3
@@ -35,8 +35,7 @@ def make_leaves(
     """Leaf sums, their geometry, the same for the general operator, and its filled slots."""
     history, _ = make_case(lengths, [0] * len(lengths), dtype=torch.float64, seed=seed)
     codebook = make_shape(dtype=torch.float64).codebook
-    request = request_of_rows(history.offsets, sum(lengths))
-    leaves = count_leaves(history.codes, request, len(lengths), CODES)
+    leaves = count_leaves(history.codes, history.offsets, CODES)
     agents = activate(leaves, keep, CODES)
     geometry = leaf_geometry(leaves, agents, len(lengths), codebook, tau=tau, squared=squared)
     slot, filled = to_slots(agents, len(lengths))

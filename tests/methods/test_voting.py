@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -10,17 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hisac_rec.methods.hisac import voting
+from hisac_rec.methods.base import request_of_rows
+from hisac_rec.methods.hisac import voting, voting_cpu, voting_torch
+from hisac_rec.methods.hisac.leaves import Agents, path_numbers, path_vectors
 from hisac_rec.methods.hisac.reference import path_vector, vote
-from hisac_rec.methods.hisac.voting import (
-    Agents,
-    activate,
-    count_leaves,
-    path_numbers,
-    path_vectors,
-    recent_votes,
-    to_slots,
-)
+from hisac_rec.methods.hisac.voting import activate, count_leaves, recent_votes, to_slots
 
 Paths = list[tuple[int, ...]]
 
@@ -36,16 +32,29 @@ def voting_cases(draw: st.DrawFn) -> tuple[list[int], list[int], list[Paths]]:
 
 
 def batch_of(histories: list[Paths], levels: int) -> tuple[Tensor, Tensor]:
+    """Codes [T, D] and offsets [R+1]."""
     codes = torch.tensor([p for h in histories for p in h], dtype=torch.int64).view(-1, levels)
-    request = torch.repeat_interleave(
-        torch.arange(len(histories)), torch.tensor([len(h) for h in histories])
-    )
-    return codes, request
+    return codes, torch.tensor([0, *map(len, histories)]).cumsum(0)
+
+
+WAYS = {"loops": None, "sort": 0, "dense": 10**9}
+"""How leaves are counted: by the CPU's backend, or by torch's with so many bins an event."""
+
+
+@contextmanager
+def counted_by(way: str) -> Iterator[None]:
+    """Take one of :data:`WAYS` on any device."""
+    with pytest.MonkeyPatch.context() as patch:
+        bins_per_event = WAYS[way]
+        backend = voting_cpu if bins_per_event is None else voting_torch
+        patch.setattr(voting, "choose_backend", lambda _: backend)
+        if bins_per_event is not None:
+            patch.setattr(voting_torch, "DENSE_BINS_PER_EVENT", bins_per_event)
+        yield
 
 
 def fast_vote(counts: list[int], keep: list[int], histories: list[Paths]) -> Agents:
-    codes, request = batch_of(histories, len(counts))
-    return activate(count_leaves(codes, request, len(histories), counts), keep, counts)
+    return activate(count_leaves(*batch_of(histories, len(counts)), counts), keep, counts)
 
 
 def number(path: tuple[int, ...], counts: list[int]) -> int:
@@ -72,49 +81,63 @@ def rows(agents: Agents) -> list[tuple[int, ...]]:
     ]
 
 
-@pytest.mark.parametrize("bins_per_event", [0, 10**9], ids=["sort", "dense"])
+@pytest.mark.parametrize("way", WAYS)
 @settings(max_examples=150, deadline=None)
 @given(case=voting_cases())
-def test_equals_the_reference(bins_per_event: int, case: tuple[Any, ...]) -> None:
+def test_equals_the_reference(way: str, case: tuple[Any, ...]) -> None:
     counts, keep, histories = case
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(voting, "DENSE_BINS_PER_EVENT", bins_per_event)
+    with counted_by(way):
         assert rows(fast_vote(counts, keep, histories)) == expected_agents(counts, keep, histories)
 
 
 @settings(max_examples=50, deadline=None)
 @given(case=voting_cases())
-def test_both_ways_of_counting_agree(case: tuple[Any, ...]) -> None:
+def test_all_ways_of_counting_agree(case: tuple[Any, ...]) -> None:
     counts, _, histories = case
-    codes, request = batch_of(histories, len(counts))
+    codes, offsets = batch_of(histories, len(counts))
     found = []
-    for bins_per_event in (0, 10**9):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(voting, "DENSE_BINS_PER_EVENT", bins_per_event)
-            leaves = count_leaves(codes, request, len(histories), counts)
+    for way in WAYS:
+        with counted_by(way):
+            leaves = count_leaves(codes, offsets, counts)
         found.append(leaves)
         # Every event points to the leaf of its own request and path.
+        request = request_of_rows(offsets, len(codes))
         assert torch.equal(leaves.request[leaves.of_event], request)
         assert torch.equal(leaves.path[leaves.of_event], path_numbers(codes, counts))
-    for name in ("request", "path", "votes", "of_event"):
-        assert torch.equal(getattr(found[0], name), getattr(found[1], name)), name
+    for name in ("request", "path", "events", "votes", "of_event"):
+        for other in found[1:]:
+            assert torch.equal(getattr(found[0], name), getattr(other, name)), name
 
 
-@pytest.mark.parametrize("bins_per_event", [0, 10**9], ids=["sort", "dense"])
+@pytest.mark.parametrize("counts", [[40, 70_000], [2, 3, 1_000, 300]])
+def test_leaves_are_ordered_whatever_the_number_of_paths(counts: list[int]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    columns = [torch.randint(count, (3_000,), generator=generator) for count in counts]
+    codes = torch.stack(columns, dim=1)
+    offsets = torch.tensor([0, 1, 1, 2_000, 3_000])
+    found = []
+    for way in ("loops", "sort"):
+        with counted_by(way):
+            leaves = count_leaves(codes, offsets, counts)
+            agents = activate(leaves, [5] * len(counts), counts, 7)
+        found.append([*vars(leaves).values(), *vars(agents).values()])
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("way", WAYS)
 @settings(max_examples=60, deadline=None)
 @given(case=voting_cases(), half_life=st.sampled_from([None, 0.5, 7.0]), tail=st.integers(0, 3))
 def test_fading_votes_and_reserved_leaves_equal_the_reference(
-    bins_per_event: int, case: tuple[Any, ...], half_life: float | None, tail: int
+    way: str, case: tuple[Any, ...], half_life: float | None, tail: int
 ) -> None:
     counts, keep, histories = case
-    codes, request = batch_of(histories, len(counts))
-    offsets = torch.tensor([0, *map(len, histories)]).cumsum(0)
-    votes = None if half_life is None else recent_votes(offsets, request, half_life)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(voting, "DENSE_BINS_PER_EVENT", bins_per_event)
-        leaves = count_leaves(codes, request, len(histories), counts, votes)
+    codes, offsets = batch_of(histories, len(counts))
+    votes = None if half_life is None else recent_votes(offsets, len(codes), half_life)
+    with counted_by(way):
+        leaves = count_leaves(codes, offsets, counts, votes)
+        found = activate(leaves, keep, counts, tail)
     assert int(leaves.events.sum()) == len(codes)
-    found = activate(leaves, keep, counts, tail)
     assert rows(found) == [
         (user, number(path, counts), number_of_votes)
         for user, history in enumerate(histories)
@@ -124,10 +147,10 @@ def test_fading_votes_and_reserved_leaves_equal_the_reference(
 
 def test_recent_events_outvote_old_ones() -> None:
     history: Paths = [(0,)] * 5 + [(1,)] * 2
-    codes, request = batch_of([history], 1)
-    votes = recent_votes(torch.tensor([0, 7]), request, 1.0)
-    assert rows(activate(count_leaves(codes, request, 1, [2], votes), [1], [2]))[0][1] == 1
-    assert rows(activate(count_leaves(codes, request, 1, [2]), [1], [2])) == [(0, 0, 5)]
+    codes, offsets = batch_of([history], 1)
+    votes = recent_votes(offsets, 7, 1.0)
+    assert rows(activate(count_leaves(codes, offsets, [2], votes), [1], [2]))[0][1] == 1
+    assert rows(activate(count_leaves(codes, offsets, [2]), [1], [2])) == [(0, 0, 5)]
 
 
 def test_thousands_of_events_beside_empty_and_single_histories() -> None:

@@ -25,7 +25,7 @@ from torch.nn import functional
 
 from hisac_rec.methods.base import offsets_of_rows
 from hisac_rec.methods.hisac import leaf_products
-from hisac_rec.methods.hisac.voting import Agents, Leaves, path_words
+from hisac_rec.methods.hisac.leaves import Agents, Leaves, path_words
 
 CHUNK_PAIRS = 1 << 22
 """At most about this many pairs exist at a time; one request's pairs stay together."""

@@ -27,18 +27,17 @@ from hisac_rec.methods.base import (
 from hisac_rec.methods.events import PooledEvents
 from hisac_rec.methods.hisac.config import HiSACConfig, tree_rules
 from hisac_rec.methods.hisac.leaf_routing import route_leaves
-from hisac_rec.methods.hisac.reach import nearest_agents, route_reached
-from hisac_rec.methods.hisac.strength import VOTE_FEATURES, path_vote_features, vote_tiers
-from hisac_rec.methods.hisac.tree import ByAgent, ByLeaf
-from hisac_rec.methods.hisac.voting import (
-    VOTE_UNIT,
+from hisac_rec.methods.hisac.leaves import (
     Agents,
     Leaves,
     path_numbers,
     path_vectors,
     path_words,
-    to_slots,
 )
+from hisac_rec.methods.hisac.reach import nearest_agents, route_reached
+from hisac_rec.methods.hisac.strength import VOTE_FEATURES, path_vote_features, vote_tiers
+from hisac_rec.methods.hisac.tree import ByAgent, ByLeaf
+from hisac_rec.methods.hisac.voting import VOTE_UNIT, to_slots
 from hisac_rec.methods.parts.agents import AgentMemory, AgentReader
 from hisac_rec.methods.parts.attention import CandidateAttention, Kinship
 from hisac_rec.methods.recent import newest_events

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from hisac_rec.methods.base import Candidates
-from hisac_rec.methods.hisac.voting import path_numbers
+from hisac_rec.methods.hisac.leaves import path_numbers
 from hisac_rec.methods.parts.attention import Kinship
 from hisac_rec.methods.parts.tiers import tier_of
 

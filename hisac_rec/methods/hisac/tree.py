@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from hisac_rec.data.bags import Groups
-from hisac_rec.methods.base import request_of_rows
 from hisac_rec.methods.hisac.leaf_routing import LeafGeometry, leaf_geometry
+from hisac_rec.methods.hisac.leaves import Agents, Leaves
 from hisac_rec.methods.hisac.reach import events_reached, nearest_agents
-from hisac_rec.methods.hisac.voting import Agents, Leaves, activate, count_leaves, recent_votes
+from hisac_rec.methods.hisac.voting import activate, count_leaves, recent_votes
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,10 @@ class TreeRules:
         """Vote and activate, for histories ``offsets`` [R+1] with ``codes`` [T, D].
         O(T + D U log U).
         """
-        request = request_of_rows(offsets, len(codes))
         votes = None
         if self.vote_half_life is not None:
-            votes = recent_votes(offsets, request, self.vote_half_life)
-        leaves = count_leaves(codes, request, len(offsets) - 1, self.code_counts, votes)
+            votes = recent_votes(offsets, len(codes), self.vote_half_life)
+        leaves = count_leaves(codes, offsets, self.code_counts, votes)
         return leaves, activate(leaves, self.keep, self.code_counts, self.tail_agents)
 
     def geometry(
@@ -67,8 +66,7 @@ class ByLeaf:
 
     def __call__(self, offsets: Tensor, codes: Tensor) -> Groups:
         """Group the events of R requests. Cost: of ``count_leaves``."""
-        request = request_of_rows(offsets, len(codes))
-        leaves = count_leaves(codes, request, len(offsets) - 1, self.code_counts)
+        leaves = count_leaves(codes, offsets, self.code_counts)
         return Groups(len(leaves.path), leaves.of_event)
 
 

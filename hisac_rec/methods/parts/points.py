@@ -18,7 +18,8 @@ from hisac_rec.config import Strict
 from hisac_rec.data.inputs import Side
 from hisac_rec.errors import UserError
 from hisac_rec.methods.base import History, MethodShape, offsets_of_rows, request_of_rows
-from hisac_rec.methods.hisac.voting import count_leaves, path_vectors
+from hisac_rec.methods.hisac.leaves import path_vectors
+from hisac_rec.methods.hisac.voting import count_leaves
 from hisac_rec.methods.parts.agents import AgentMemory
 from hisac_rec.methods.parts.compressor import Compressor, CompressorConfig, mean_agents
 
@@ -114,8 +115,7 @@ class PartitionCompressor(Compressor):
 
     def _leaves(self, history: History) -> Points:
         requests = history.num_requests
-        request = request_of_rows(history.offsets, len(history.codes))
-        leaves = count_leaves(history.codes, request, requests, self.code_counts)
+        leaves = count_leaves(history.codes, history.offsets, self.code_counts)
         codebook = [getattr(self, f"codebook_{level}") for level in range(len(self.code_counts))]
         vectors = path_vectors(leaves.path, codebook)
         offsets = offsets_of_rows(leaves.request, requests)

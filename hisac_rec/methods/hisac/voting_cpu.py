@@ -1,0 +1,228 @@
+"""Voting and activation on a CPU: a pass over the events, a pass over the leaves.
+
+Legend: R requests, T events, D levels, U occupied leaves, A agents (all requests).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hisac_rec.methods.hisac.leaves import Leaves
+from hisac_rec.ops.compiled import compiled
+
+Ints: TypeAlias = NDArray[np.int64]
+Slots: TypeAlias = NDArray[np.int32]
+
+SPREAD = np.uint64(0x9E3779B97F4A7C15)
+"""2^64 by the golden ratio: multiplied by it, neighbours land far apart (Knuth 6.4)."""
+
+
+def count_leaves(
+    codes: Tensor, offsets: Tensor, code_counts: Sequence[int], votes: Tensor | None
+) -> Leaves:
+    """O(T D + U), and a few words of scratch an event."""
+    each = np.empty(0, np.int64) if votes is None else votes.numpy()
+    counts = np.array(code_counts, np.int64)
+    columns = _count(codes.contiguous().numpy(), offsets.numpy(), counts, each)
+    return Leaves(*map(torch.from_numpy, columns))
+
+
+def surviving(leaves: Leaves, keep: Sequence[int], code_counts: Sequence[int], tail: int) -> Tensor:
+    """O(D U), and a partial sort of the families that are pruned."""
+    leaf = _survive(
+        leaves.request.numpy(),
+        leaves.path.numpy(),
+        leaves.votes.numpy(),
+        np.array(keep, np.int64),
+        np.array(code_counts, np.int64),
+        tail,
+    )
+    return torch.from_numpy(leaf)
+
+
+@compiled
+def _count(
+    codes: Ints, offsets: Ints, code_counts: Ints, votes: Ints
+) -> tuple[Ints, Ints, Ints, Ints, Ints]:
+    """The five fields of :class:`Leaves`; ``votes`` may be empty: one each."""
+    total, levels = codes.shape
+    path = np.empty(total, np.int64)
+    for event in range(total):
+        number = codes[event, 0]
+        for level in range(1, levels):
+            number = number * code_counts[level] + codes[event, level]
+        path[event] = number
+    width = np.prod(code_counts)
+    of_event = np.empty(total, np.int64)
+    leaf_path, leaf_events = np.empty(total, np.int64), np.empty(total, np.int64)
+    leaf_request = np.empty(total, np.int64)
+    slots = np.empty(0, np.int32)
+    found = 0
+    for request in range(len(offsets) - 1):
+        begin, end = offsets[request], offsets[request + 1]
+        bits = 4
+        while (1 << bits) < 2 * (end - begin):
+            bits += 1
+        if len(slots) < (1 << bits):
+            slots = np.empty(1 << bits, np.int32)
+        count = _number_leaves(
+            path[begin:end],
+            of_event[begin:end],
+            leaf_path[found:],
+            leaf_events[found:],
+            slots[: 1 << bits],
+            bits,
+        )
+        end_leaf = found + count
+        order = _order_paths(leaf_path[found:end_leaf], width)
+        place = np.empty(count, np.int64)
+        for rank in range(count):
+            place[order[rank]] = found + rank
+        for event in range(begin, end):
+            of_event[event] = place[of_event[event]]
+        leaf_path[found:end_leaf] = leaf_path[found:end_leaf][order]
+        leaf_events[found:end_leaf] = leaf_events[found:end_leaf][order]
+        leaf_request[found:end_leaf] = request
+        found = end_leaf
+    events = leaf_events[:found].copy()
+    summed = events.copy()
+    if len(votes):
+        summed[:] = 0
+        for event in range(total):
+            summed[of_event[event]] += votes[event]
+    return leaf_request[:found].copy(), leaf_path[:found].copy(), events, summed, of_event
+
+
+@compiled
+def _number_leaves(
+    path: Ints,
+    of_event: Ints,
+    leaf_path: Ints,
+    leaf_events: Ints,
+    slots: NDArray[np.int32],
+    bits: int,
+) -> int:
+    """Number the paths of one request as they are met; an open-addressed table finds them again.
+
+    Fills ``of_event`` and, for each number, its path and events; returns how many there are.
+    """
+    slots[:] = -1
+    shift, last = np.uint64(64 - bits), np.uint64((1 << bits) - 1)
+    found = 0
+    for event in range(len(path)):
+        number = path[event]
+        slot = (np.uint64(number) * SPREAD) >> shift
+        leaf = slots[slot]
+        while leaf >= 0 and leaf_path[leaf] != number:
+            slot = (slot + np.uint64(1)) & last
+            leaf = slots[slot]
+        if leaf < 0:
+            leaf = found
+            slots[slot] = leaf
+            leaf_path[leaf] = number
+            leaf_events[leaf] = 0
+            found += 1
+        leaf_events[leaf] += 1
+        of_event[event] = leaf
+    return found
+
+
+@compiled
+def _order_paths(path: Ints, width: np.int64) -> Ints:
+    """The paths below ``width`` in ascending order, byte by byte: O(n log width)."""
+    count = len(path)
+    order, other = np.arange(count), np.empty(count, np.int64)
+    bounds = np.empty(257, np.int64)
+    shift = 0
+    while (width - 1) >> shift:
+        bounds[:] = 0
+        for row in range(count):
+            bounds[((path[row] >> shift) & 255) + 1] += 1
+        for byte in range(256):
+            bounds[byte + 1] += bounds[byte]
+        for rank in range(count):
+            row = order[rank]
+            byte = (path[row] >> shift) & 255
+            other[bounds[byte]] = row
+            bounds[byte] += 1
+        order, other = other, order
+        shift += 8
+    return order
+
+
+@compiled
+def _survive(
+    request: Ints, path: Ints, votes: Ints, keep: Ints, code_counts: Ints, tail: int
+) -> Ints:
+    """[A] leaves that survive, of leaves [U] in the order of :class:`Leaves`."""
+    levels, leaves = len(keep), len(path)
+    # Row l: the nodes of level l in the order of their leaves, the leaves themselves last.
+    node_votes, parent = np.zeros((levels, leaves), np.int64), np.empty((levels, leaves), np.int64)
+    nodes = np.empty(levels, np.int64)
+    above = np.empty(leaves, np.int64)  # path of each node of the level being built
+    own_request, own_path = request.copy(), path.copy()
+    node_votes[levels - 1] = votes
+    nodes[levels - 1] = leaves
+    for level in range(levels - 1, 0, -1):
+        found = 0
+        for node in range(nodes[level]):
+            prefix = own_path[node] // code_counts[level]
+            fresh = found == 0 or prefix != above[found - 1]
+            if fresh or own_request[node] != own_request[found - 1]:
+                above[found] = prefix
+                own_request[found] = own_request[node]  # found <= node: read before
+                found += 1
+            parent[level, node] = found - 1
+            node_votes[level - 1, found - 1] += node_votes[level, node]
+        nodes[level - 1] = found
+        own_path[:found] = above[:found]
+    for node in range(nodes[0]):
+        parent[0, node] = own_request[node]
+    alive = np.ones(0, np.bool_)
+    for level in range(levels):
+        count = nodes[level]
+        kept = _best_of_each(node_votes[level, :count], parent[level, :count], keep[level])
+        if level:
+            for node in range(count):
+                kept[node] = kept[node] and alive[parent[level, node]]
+        alive = kept
+    if tail:
+        pruned = votes.copy()
+        for leaf in range(leaves):
+            if alive[leaf]:
+                pruned[leaf] = 0
+        for leaf, kept_too in enumerate(_best_of_each(pruned, request, tail)):
+            alive[leaf] = alive[leaf] or kept_too
+    return np.nonzero(alive)[0]
+
+
+@compiled
+def _best_of_each(votes: Ints, parent: Ints, keep: int) -> NDArray[np.bool_]:
+    """[n] whether a node is among the ``keep`` of its parent with most votes, the earlier of
+    equals; ``parent`` ascends.
+    """
+    kept = np.ones(len(votes), np.bool_)
+    begin = 0
+    while begin < len(votes):
+        end = begin + 1
+        while end < len(votes) and parent[end] == parent[begin]:
+            end += 1
+        if end - begin > keep:
+            least = np.partition(votes[begin:end], end - begin - keep)[end - begin - keep]
+            room = keep
+            for node in range(begin, end):
+                if votes[node] > least:
+                    room -= 1
+            for node in range(begin, end):
+                equal = votes[node] == least
+                kept[node] = votes[node] > least or (equal and room > 0)
+                if equal:
+                    room -= 1
+        begin = end
+    return kept

@@ -1,0 +1,29 @@
+"""Loops over whole numbers on a CPU, compiled by Numba.
+
+torch has no operator for them: counting into groups, choosing among siblings, look-ups in
+chains. What a dozen small torch operators do in as many passes is one pass here. The torch form
+stays for every other device and is what the loop is tested against.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar, cast
+
+from numba import njit
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def compiled(loop: Callable[P, T]) -> Callable[P, T]:
+    """Compile ``loop`` when it is first called, once for a machine where files can be kept.
+
+    Other threads run while it does. Numba keeps what it compiled beside the source or, where
+    that cannot be written, in the user's cache folder; where it finds neither, as in a read-only
+    container, every process compiles for itself, a second or two.
+    """
+    try:
+        return cast("Callable[P, T]", njit(loop, cache=True, nogil=True))
+    except RuntimeError:  # no place for a cache
+        return cast("Callable[P, T]", njit(loop, nogil=True))
