@@ -10,6 +10,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from hisac_rec.ops.dropout import Dropout
+
 
 def mlp(sizes: list[int], dropout: float = 0.0) -> nn.Sequential:
     """Linear layers with ReLU between and after them; dropout before each."""
@@ -17,7 +19,7 @@ def mlp(sizes: list[int], dropout: float = 0.0) -> nn.Sequential:
     for before, after in pairwise(sizes):
         # Dropout stays in at rate 0, where it costs nothing: the names of the parameters,
         # and so a checkpoint, do not depend on the rate.
-        layers += [nn.Dropout(dropout), nn.Linear(before, after), nn.ReLU()]
+        layers += [Dropout(dropout), nn.Linear(before, after), nn.ReLU()]
     return nn.Sequential(*layers)
 
 

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hisac_rec.methods.hisac import leaf_products, leaf_routing
-from hisac_rec.methods.hisac.leaf_routing import LeafGeometry, leaf_geometry, route_leaves
+from hisac_rec.methods.hisac import leaf_geometry, leaf_products
+from hisac_rec.methods.hisac.leaf_geometry import LeafGeometry
+from hisac_rec.methods.hisac.leaf_routing import route_leaves
 from hisac_rec.methods.hisac.leaves import path_vectors
 from hisac_rec.methods.hisac.voting import activate, count_leaves, to_slots
 from hisac_rec.ops.soft_route import Frozen, soft_route
@@ -26,7 +27,7 @@ WAYS = [(PAIRS, 1), (PAIRS, 40), (PAIRS, 1 << 22), (PRODUCTS, 1), (PRODUCTS, 1 <
 def routed_by(patch: pytest.MonkeyPatch, way: tuple[int, int]) -> None:
     """Choose one of :data:`WAYS`."""
     patch.setattr(leaf_products, "LEAST_PAIRS", way[0])
-    patch.setattr(leaf_routing, "CHUNK_PAIRS", way[1])
+    patch.setattr(leaf_geometry, "CHUNK_PAIRS", way[1])
 
 
 def make_leaves(
@@ -37,7 +38,9 @@ def make_leaves(
     codebook = make_shape(dtype=torch.float64).codebook
     leaves = count_leaves(history.codes, history.offsets, CODES)
     agents = activate(leaves, keep, CODES)
-    geometry = leaf_geometry(leaves, agents, len(lengths), codebook, tau=tau, squared=squared)
+    geometry = leaf_geometry.leaf_geometry(
+        leaves, agents, len(lengths), codebook, tau=tau, squared=squared
+    )
     slot, filled = to_slots(agents, len(lengths))
     keys = path_vectors(leaves.path, codebook)
     queries = keys.new_zeros((*filled.shape, keys.shape[1]))
@@ -78,6 +81,24 @@ def test_equals_the_general_operator(
         (found,) = torch.autograd.grad((routed * direction).sum(), sums)
     (wanted,) = torch.autograd.grad((expected * direction).sum(), sums)
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("squared", [False, True])
+@pytest.mark.parametrize("chunk", [40, 1 << 22])
+def test_look_ups_and_products_give_the_same_weights(
+    squared: bool, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leaf_geometry, "CHUNK_PAIRS", chunk)
+    _, geometry, _, _ = make_leaves([17, 0, 60, 1], keep=(3, 4), tau=0.5, squared=squared, seed=2)
+    parts = geometry.parts()
+    assert (len(parts) > 1) == (chunk == 40)
+    for part in parts:
+        looked_up = list(leaf_products.weights_by_look_ups(geometry, part, torch.float64))
+        products = list(leaf_products.weights_by_products(geometry, part, torch.float64))
+        assert [one[:2] for one in looked_up] == [one[:2] for one in products]
+        for one, other in zip(looked_up, products, strict=True):
+            # A distance of zero is exact by look-ups, and the root of a rounding by products.
+            torch.testing.assert_close(one.weights, other.weights, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("way", WAYS)

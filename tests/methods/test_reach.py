@@ -9,7 +9,8 @@ import torch
 from histories import CODES, make_case, make_shape
 from torch import Tensor
 
-from hisac_rec.methods.hisac.leaf_routing import LeafGeometry, route_leaves
+from hisac_rec.methods.hisac.leaf_geometry import LeafGeometry
+from hisac_rec.methods.hisac.leaf_routing import route_leaves
 from hisac_rec.methods.hisac.leaves import Agents, Leaves
 from hisac_rec.methods.hisac.reach import events_reached, nearest_agents, route_reached
 from hisac_rec.methods.hisac.tree import ByAgent, TreeRules

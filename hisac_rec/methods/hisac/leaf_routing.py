@@ -14,7 +14,6 @@ D levels, C code words of all levels, s semantic width, d value width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,75 +22,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from hisac_rec.methods.base import offsets_of_rows
 from hisac_rec.methods.hisac import leaf_products
-from hisac_rec.methods.hisac.leaves import Agents, Leaves, path_words
-
-CHUNK_PAIRS = 1 << 22
-"""At most about this many pairs exist at a time; one request's pairs stay together."""
-
-
-@dataclass(frozen=True)
-class LeafGeometry:
-    """Where the leaves of R requests lie, and which of them are agents.
-
-    Args:
-        words: [U, D] int64 row of each leaf's code words in the codebook's levels joined.
-        counts: [U] events on each leaf.
-        agents: [A] int64 leaf of each agent, ascending.
-        leaf_offsets: [R+1] int64 over U.
-        agent_offsets: [R+1] int64 over A.
-        codebook: [C, s] float64, the code words of all levels.
-        tau: temperature, > 0.
-        squared: use the squared distance.
-    """
-
-    words: Tensor
-    counts: Tensor
-    agents: Tensor
-    leaf_offsets: Tensor
-    agent_offsets: Tensor
-    codebook: Tensor
-    tau: float
-    squared: bool
-
-    def pairs(self) -> int:
-        """P: (agent, leaf) pairs of the same request."""
-        return int((self.leaf_offsets.diff() * self.agent_offsets.diff()).sum())
-
-
-def leaf_geometry(
-    leaves: Leaves,
-    agents: Agents,
-    requests: int,
-    codebook: Sequence[Tensor],
-    *,
-    tau: float,
-    squared: bool,
-) -> LeafGeometry:
-    """Describe the leaves and agents of a batch. O(C s + U D + A).
-
-    Products of code words are taken in float64: a leaf's distance to itself is then 0 to 8
-    digits, where fp32 leaves the square root of its rounding.
-
-    Args:
-        leaves: of :func:`~hisac_rec.methods.hisac.voting.count_leaves`.
-        agents: of :func:`~hisac_rec.methods.hisac.voting.activate`.
-        requests: R.
-        codebook: D tensors [C_l, s].
-        tau: temperature, > 0.
-        squared: use the squared distance.
-    """
-    return LeafGeometry(
-        words=path_words(leaves.path, [len(words) for words in codebook]),
-        counts=leaves.events,
-        agents=agents.leaf,
-        leaf_offsets=offsets_of_rows(leaves.request, requests),
-        agent_offsets=offsets_of_rows(agents.request, requests),
-        codebook=torch.cat(list(codebook)).double(),
-        tau=tau,
-        squared=squared,
-    )
+from hisac_rec.methods.hisac.leaf_geometry import LeafGeometry
 
 
 def route_leaves(sums: Tensor, geometry: LeafGeometry) -> Tensor:
@@ -103,7 +35,7 @@ def route_leaves(sums: Tensor, geometry: LeafGeometry) -> Tensor:
 
     Args:
         sums: [U, d] S_u.
-        geometry: of :func:`leaf_geometry`.
+        geometry: of the batch.
 
     Returns:
         [A, d]. O(P (D + d)) operations or, by products, O(P (s + d));
@@ -119,12 +51,11 @@ class _RouteLeaves(torch.autograd.Function):
     def forward(ctx: Any, sums: Tensor, geometry: LeafGeometry) -> Tensor:
         ctx.geometry, ctx.products = geometry, leaf_products.suits(geometry)
         if ctx.products:
-            keep = geometry.pairs() <= CHUNK_PAIRS
-            summed, ctx.divisor, ctx.kept = leaf_products.forward(sums, geometry, keep)
+            summed, ctx.divisor, ctx.kept = leaf_products.forward(sums, geometry)
             return summed / ctx.divisor
         counts = geometry.counts.to(sums.dtype).unsqueeze(1)
         routed, mass, kept = [], [], []
-        parts = _parts(geometry)
+        parts = geometry.parts()
         for part in parts:
             pairs = _pairs_of_agents(geometry, part)
             weights = _weights(geometry, part, pairs, sums.dtype)
@@ -145,7 +76,7 @@ class _RouteLeaves(torch.autograd.Function):
         if ctx.products:
             return leaf_products.backward(scaled, geometry, ctx.kept), None
         found = []
-        for part, kept in zip(_parts(geometry), ctx.kept, strict=True):
+        for part, kept in zip(geometry.parts(), ctx.kept, strict=True):
             pairs = _pairs_of_agents(geometry, part)
             weights = _weights(geometry, part, pairs, scaled.dtype) if kept is None else kept
             turned, at = _pairs_of_leaves(geometry, part, pairs)
@@ -166,19 +97,6 @@ class Pairs:
     owner: Tensor
     at: Tensor
     bounds: Tensor
-
-
-def _parts(geometry: LeafGeometry) -> list[slice]:
-    """The requests, in order, in runs of at most about CHUNK_PAIRS pairs; at least one run."""
-    pairs = geometry.leaf_offsets.diff() * geometry.agent_offsets.diff()
-    ends = pairs.cumsum(0).cpu()
-    parts: list[slice] = []
-    while not parts or parts[-1].stop < len(ends):
-        first = parts[-1].stop if parts else 0
-        limit = (int(ends[first - 1]) if first else 0) + CHUNK_PAIRS
-        end = int(torch.searchsorted(ends, limit, right=True))
-        parts.append(slice(first, max(end, first + 1)))
-    return parts
 
 
 def _pairs_of_agents(geometry: LeafGeometry, part: slice) -> Pairs:

@@ -17,8 +17,8 @@ from torch.nn import functional
 
 from hisac_rec.data.bags import Groups
 from hisac_rec.methods.base import request_of_rows
+from hisac_rec.methods.hisac.leaf_geometry import LeafGeometry
 from hisac_rec.methods.hisac.leaf_products import request_parts
-from hisac_rec.methods.hisac.leaf_routing import LeafGeometry
 from hisac_rec.methods.hisac.leaves import Leaves
 
 

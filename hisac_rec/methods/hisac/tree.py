@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from hisac_rec.data.bags import Groups
-from hisac_rec.methods.hisac.leaf_routing import LeafGeometry, leaf_geometry
+from hisac_rec.methods.hisac.leaf_geometry import LeafGeometry, leaf_geometry
 from hisac_rec.methods.hisac.leaves import Agents, Leaves
 from hisac_rec.methods.hisac.reach import events_reached, nearest_agents
 from hisac_rec.methods.hisac.voting import activate, count_leaves, recent_votes
