@@ -18,7 +18,7 @@ from hisac_rec.data.bags import BagLookup, fill_bags, newest_rows
 from hisac_rec.data.batch import RequestBatch
 from hisac_rec.data.inputs import InputSpec
 from hisac_rec.data.items import ItemStore
-from hisac_rec.data.jagged import Ints, offsets_of, take_ranges
+from hisac_rec.data.jagged import Ints, distinct, offsets_of, take_ranges
 from hisac_rec.data.units import RequestTable
 
 
@@ -47,7 +47,7 @@ class BatchAssembler:
         self._one_by_one = by_row or name_events
 
     def assemble(self, table: RequestTable, rows: NDArray[np.int64]) -> RequestBatch:
-        """Gather the requests ``rows`` [R] of ``table``. O(T log T + (U + N) x lookups),
+        """Gather the requests ``rows`` [R] of ``table``. O(T + U log U + (U + N) x lookups),
         vectorised.
         """
         lengths = table.history_lengths()[rows]
@@ -116,11 +116,11 @@ class BatchAssembler:
         oracle: NDArray[np.float32],
     ) -> RequestBatch:
         none = np.zeros(0, dtype=np.int64)
-        distinct, row = none, none
+        looked_up, row = none, none
         if self._one_by_one:
-            distinct, row = np.unique(history_item, return_inverse=True)
+            looked_up, row = distinct(history_item)
         requests = len(request_rows)
-        items = {"history": distinct, "candidate": candidate_item}
+        items = {"history": looked_up, "candidate": candidate_item}
         asked: dict[str, NDArray[np.integer]] = {}
         places: dict[str, Tensor] = {}
         owners: dict[str, Tensor] = {}
@@ -137,8 +137,8 @@ class BatchAssembler:
             values, owner = self._items.rows_of(lookup.table, values, owner)
             if owner is not None:
                 owners[lookup.key] = _tensor(owner)
-            if values is not distinct:
-                values, place = np.unique(values, return_inverse=True)
+            if values is not looked_up:
+                values, place = distinct(values)
                 places[lookup.key] = _tensor(place)
             asked[lookup.key] = values
         vectors = {
@@ -157,7 +157,7 @@ class BatchAssembler:
             single_events=_tensor(singles),
             semantics=_asked_by_the_first(vectors, requests),
             history_offsets=_tensor(history_offsets),
-            history_items=_tensor(distinct),
+            history_items=_tensor(looked_up),
             history_rows=_tensor(row),
             history_codes=codes,
             history_type=_tensor(history_type),

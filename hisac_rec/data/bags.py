@@ -21,7 +21,7 @@ from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from hisac_rec.data.items import ItemStore
-from hisac_rec.data.jagged import Ints, take_ranges
+from hisac_rec.data.jagged import Ints, distinct, take_ranges
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,8 @@ def fill_bags(
     singles: Ints,
     candidate_item: Ints,
 ) -> KeyedJaggedTensor:
-    """The ids and weights of all bags. O(E log E) a table.
+    """The ids and weights of all bags. O(E + U log U) a table for U distinct
+    ids of a group.
 
     Args:
         lookups: the tables, in the order of the keys; at least one.
@@ -147,7 +148,7 @@ def _merged(
 ) -> _Entries:
     """Ids by group, each once."""
     width = int(values.max()) + 1 if len(values) else 1
-    keys, place = np.unique(group * width + values, return_inverse=True)
+    keys, place = distinct(group * width + values)
     sums = np.bincount(place, weights=weights, minlength=len(keys)).astype(np.float32)
     return _Entries(keys % width, sums, np.bincount(keys // width, minlength=count))
 

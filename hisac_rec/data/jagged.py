@@ -1,9 +1,11 @@
-"""Small vectorised helpers for jagged numpy arrays (values + lengths)."""
+"""Small helpers for jagged numpy arrays (values + lengths), without a Python loop."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+
+from hisac_rec.ops.distinct_cpu import sorted_distinct
 
 Ints = NDArray[np.int64]
 
@@ -33,3 +35,12 @@ def sum_ranges(values: NDArray[np.integer], offsets: Ints) -> Ints:
     """Sum of ``values`` within each ``offsets[i]:offsets[i+1]``; empty ranges give 0."""
     running = offsets_of(values)
     return running[offsets[1:]] - running[offsets[:-1]]
+
+
+def distinct(values: NDArray[np.integer]) -> tuple[Ints, Ints]:
+    """``numpy.unique(values, return_inverse=True)`` of whole numbers: the distinct ones,
+    ascending, and which of them each is.
+
+    O(n + U log U) for n values of which U are distinct, and other threads run meanwhile.
+    """
+    return sorted_distinct(np.ascontiguousarray(values, dtype=np.int64))

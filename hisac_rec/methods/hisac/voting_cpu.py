@@ -6,7 +6,6 @@ Legend: R requests, T events, D levels, U occupied leaves, A agents (all request
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -15,12 +14,7 @@ from torch import Tensor
 
 from hisac_rec.methods.hisac.leaves import Leaves
 from hisac_rec.ops.compiled import compiled
-
-Ints: TypeAlias = NDArray[np.int64]
-Slots: TypeAlias = NDArray[np.int32]
-
-SPREAD = np.uint64(0x9E3779B97F4A7C15)
-"""2^64 by the golden ratio: multiplied by it, neighbours land far apart (Knuth 6.4)."""
+from hisac_rec.ops.distinct_cpu import Ints, ascending, new_slots, number_values
 
 
 def count_leaves(
@@ -58,29 +52,17 @@ def _count(
         for level in range(1, levels):
             number = number * code_counts[level] + codes[event, level]
         path[event] = number
-    width = np.prod(code_counts)
     of_event = np.empty(total, np.int64)
     leaf_path, leaf_events = np.empty(total, np.int64), np.empty(total, np.int64)
     leaf_request = np.empty(total, np.int64)
-    slots = np.empty(0, np.int32)
+    slots = new_slots(total)
     found = 0
     for request in range(len(offsets) - 1):
         begin, end = offsets[request], offsets[request + 1]
-        bits = 4
-        while (1 << bits) < 2 * (end - begin):
-            bits += 1
-        if len(slots) < (1 << bits):
-            slots = np.empty(1 << bits, np.int32)
-        count = _number_leaves(
-            path[begin:end],
-            of_event[begin:end],
-            leaf_path[found:],
-            leaf_events[found:],
-            slots[: 1 << bits],
-            bits,
-        )
+        leaves, events = leaf_path[found:], leaf_events[found:]
+        count = number_values(path[begin:end], of_event[begin:end], leaves, events, slots)
         end_leaf = found + count
-        order = _order_paths(leaf_path[found:end_leaf], width)
+        order = ascending(leaf_path[found:end_leaf])
         place = np.empty(count, np.int64)
         for rank in range(count):
             place[order[rank]] = found + rank
@@ -97,63 +79,6 @@ def _count(
         for event in range(total):
             summed[of_event[event]] += votes[event]
     return leaf_request[:found].copy(), leaf_path[:found].copy(), events, summed, of_event
-
-
-@compiled
-def _number_leaves(
-    path: Ints,
-    of_event: Ints,
-    leaf_path: Ints,
-    leaf_events: Ints,
-    slots: NDArray[np.int32],
-    bits: int,
-) -> int:
-    """Number the paths of one request as they are met; an open-addressed table finds them again.
-
-    Fills ``of_event`` and, for each number, its path and events; returns how many there are.
-    """
-    slots[:] = -1
-    shift, last = np.uint64(64 - bits), np.uint64((1 << bits) - 1)
-    found = 0
-    for event in range(len(path)):
-        number = path[event]
-        slot = (np.uint64(number) * SPREAD) >> shift
-        leaf = slots[slot]
-        while leaf >= 0 and leaf_path[leaf] != number:
-            slot = (slot + np.uint64(1)) & last
-            leaf = slots[slot]
-        if leaf < 0:
-            leaf = found
-            slots[slot] = leaf
-            leaf_path[leaf] = number
-            leaf_events[leaf] = 0
-            found += 1
-        leaf_events[leaf] += 1
-        of_event[event] = leaf
-    return found
-
-
-@compiled
-def _order_paths(path: Ints, width: np.int64) -> Ints:
-    """The paths below ``width`` in ascending order, byte by byte: O(n log width)."""
-    count = len(path)
-    order, other = np.arange(count), np.empty(count, np.int64)
-    bounds = np.empty(257, np.int64)
-    shift = 0
-    while (width - 1) >> shift:
-        bounds[:] = 0
-        for row in range(count):
-            bounds[((path[row] >> shift) & 255) + 1] += 1
-        for byte in range(256):
-            bounds[byte + 1] += bounds[byte]
-        for rank in range(count):
-            row = order[rank]
-            byte = (path[row] >> shift) & 255
-            other[bounds[byte]] = row
-            bounds[byte] += 1
-        order, other = other, order
-        shift += 8
-    return order
 
 
 @compiled
