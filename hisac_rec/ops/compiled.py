@@ -3,6 +3,9 @@
 torch has no operator for them: counting into groups, choosing among siblings, look-ups in
 chains. What a dozen small torch operators do in as many passes is one pass here. The torch form
 stays for every other device and is what the loop is tested against.
+
+A compiled loop may call those of its own file alone: what Numba keeps of a loop is dropped when
+the loop's file changes, and not when the file of another does (``tests/ops/test_compiled.py``).
 """
 
 from __future__ import annotations

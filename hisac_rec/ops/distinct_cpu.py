@@ -1,6 +1,6 @@
 """Distinct whole numbers on a CPU: a hash table instead of a sort of them all.
 
-Legend: n numbers, U distinct ones.
+Legend: n numbers, G groups of them, U distinct ones.
 """
 
 from __future__ import annotations
@@ -31,23 +31,49 @@ def sorted_distinct(values: Ints) -> tuple[Ints, Ints]:
     Returns:
         [U] ascending and [n] which of them each is.
     """
-    count = len(values)
-    places, distinct = np.empty(count, np.int64), np.empty(count, np.int64)
-    met = np.empty(count, np.int64)
-    found = number_values(values, places, distinct, met, new_slots(count))
-    distinct = distinct[:found].copy()
-    order = ascending(distinct)
-    rank = np.empty(found, np.int64)
-    for place in range(found):
-        rank[order[place]] = place
-    for row in range(count):
-        places[row] = rank[places[row]]
-    return distinct[order], places
+    _, distinct, _, places = distinct_of_groups(values, np.array([0, len(values)]))
+    return distinct, places
 
 
 @compiled
-def new_slots(count: int) -> Slots:
-    """Room for the table of :func:`number_values` for at most ``count`` numbers."""
+def distinct_of_groups(values: Ints, offsets: Ints) -> tuple[Ints, Ints, Ints, Ints]:
+    """The distinct values of each group of neighbours, and how often each is there.
+
+    O(n + U log U) for U of all groups.
+
+    Args:
+        values: [n].
+        offsets: [G+1] where each group begins.
+
+    Returns:
+        [U] group, ascending; [U] value, ascending within a group; [U] how often; and [n] which
+        of the U each value is.
+    """
+    count = len(values)
+    places, distinct = np.empty(count, np.int64), np.empty(count, np.int64)
+    met, groups = np.empty(count, np.int64), np.empty(count, np.int64)
+    slots = _new_slots(count)
+    end = 0
+    for group in range(len(offsets) - 1):
+        first, last = offsets[group], offsets[group + 1]
+        begin = end
+        own, own_met = distinct[begin:], met[begin:]
+        end = begin + _number(values[first:last], places[first:last], own, own_met, slots)
+        order = _ascending(distinct[begin:end])
+        rank = np.empty(end - begin, np.int64)
+        for place in range(end - begin):
+            rank[order[place]] = begin + place
+        for row in range(first, last):
+            places[row] = rank[places[row]]
+        distinct[begin:end] = distinct[begin:end][order]
+        met[begin:end] = met[begin:end][order]
+        groups[begin:end] = group
+    return groups[:end].copy(), distinct[:end].copy(), met[:end].copy(), places
+
+
+@compiled
+def _new_slots(count: int) -> Slots:
+    """Room for the table of :func:`_number` for at most ``count`` numbers."""
     size = 1 << FIRST_BITS
     while size < 2 * count:
         size *= 2
@@ -55,7 +81,7 @@ def new_slots(count: int) -> Slots:
 
 
 @compiled
-def number_values(values: Ints, numbers: Ints, distinct: Ints, met: Ints, slots: Slots) -> int:
+def _number(values: Ints, numbers: Ints, distinct: Ints, met: Ints, slots: Slots) -> int:
     """Number the distinct values as they are met. O(n).
 
     Args:
@@ -63,7 +89,7 @@ def number_values(values: Ints, numbers: Ints, distinct: Ints, met: Ints, slots:
         numbers: [n] written: the number of each value.
         distinct: [>= U] written: the value of each number.
         met: [>= U] written: how often.
-        slots: of :func:`new_slots`; an open-addressed table that grows with what it holds.
+        slots: of :func:`_new_slots`; an open-addressed table that grows with what it holds.
 
     Returns:
         U.
@@ -105,7 +131,7 @@ def _refill(distinct: Ints, slots: Slots, bits: int) -> None:
 
 
 @compiled
-def ascending(values: Ints) -> Ints:
+def _ascending(values: Ints) -> Ints:
     """[n] order in which the values ascend. O(n) a byte of the largest where none is negative."""
     count = len(values)
     order, other = np.arange(count), np.empty(count, np.int64)

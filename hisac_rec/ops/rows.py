@@ -100,6 +100,12 @@ class _TakeRows(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (at,) = ctx.saved_tensors
+        if gradient.device.type == "cpu" and gradient.dtype in (torch.float32, torch.float64):
+            from hisac_rec.ops import rows_cpu
+
+            table = gradient.new_zeros((ctx.rows, gradient.shape[1]))
+            rows_cpu.add_rows(gradient.contiguous().numpy(), at.numpy(), table.numpy())
+            return table, None
         every = torch.arange(len(at), device=at.device)
         return _sums(gradient, every, group_rows(at, ctx.rows)), None
 

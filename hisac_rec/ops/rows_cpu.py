@@ -1,16 +1,19 @@
-"""Grouping rows on a CPU: a counting sort.
+"""Grouping and adding rows on a CPU.
 
-Legend: T rows, G groups.
+Legend: T rows, G groups, X rows of a table, d width.
 """
 
 from __future__ import annotations
+
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hisac_rec.ops.compiled import compiled
 
-Ints = NDArray[np.int64]
+Ints: TypeAlias = NDArray[np.int64]
+Floats: TypeAlias = NDArray[Any]
 
 
 @compiled
@@ -35,3 +38,24 @@ def order_by_owner(owner: Ints, groups: int) -> tuple[Ints, Ints]:
         order[begin[group]] = row
         begin[group] += 1
     return order, bounds
+
+
+@compiled
+def add_rows(rows: Floats, at: Ints, table: Floats) -> None:
+    """``table[at[i]] += rows[i]`` for i in order. O(T d).
+
+    Args:
+        rows: [T, d].
+        at: [T] into the table.
+        table: [X, d] written.
+
+    Raises:
+        IndexError: there is no such row.
+    """
+    width = table.shape[1]
+    for row in range(len(at)):
+        if at[row] < 0 or at[row] >= len(table):
+            raise IndexError("a row is not of the table")
+        source, target = rows[row], table[at[row]]
+        for column in range(width):
+            target[column] += source[column]

@@ -50,22 +50,20 @@ class InteractionArch(nn.Module):
         include_vectors: pass all F vectors on; else the first (the dense one) alone.
     """
 
-    left: Tensor
-    right: Tensor
+    pairs: Tensor
 
     def __init__(self, vectors: int, dim: int, include_vectors: bool) -> None:
         super().__init__()
         self.include_vectors = include_vectors
         pairs = torch.triu_indices(vectors, vectors, offset=1)
-        self.register_buffer("left", pairs[0], persistent=False)
-        self.register_buffer("right", pairs[1], persistent=False)
+        self.register_buffer("pairs", pairs[0] * vectors + pairs[1], persistent=False)
         self.out_dim = (vectors if include_vectors else 1) * dim + pairs.shape[1]
 
     def forward(self, vectors: Tensor) -> Tensor:
         """[N, F, d] -> [N, out_dim]. O(N F^2 d)."""
         products = torch.bmm(vectors, vectors.transpose(1, 2))
         kept = vectors.flatten(1) if self.include_vectors else vectors[:, 0]
-        return torch.cat([kept, products[:, self.left, self.right]], dim=1)
+        return torch.cat([kept, products.flatten(1).index_select(1, self.pairs)], dim=1)
 
 
 class OverArch(nn.Module):

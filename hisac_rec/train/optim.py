@@ -55,8 +55,12 @@ class Optimizers:
         dense = dict(in_backward_optimizer_filter(model.named_parameters()))
         self.dense: KeyedOptimizer = KeyedOptimizerWrapper(
             dense,
+            # Fused: a ranker has many small parameters, and one loop over all of them.
             lambda parameters: torch.optim.AdamW(
-                parameters, lr=config.dense_lr, weight_decay=config.dense_weight_decay
+                parameters,
+                lr=config.dense_lr,
+                weight_decay=config.dense_weight_decay,
+                fused=True,
             ),
         )
         # The state is lazy in torch; a checkpoint can only be loaded into one that exists.

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hisac_rec.methods.hisac import leaf_geometry, leaf_products
+from hisac_rec.methods.hisac import leaf_geometry, leaf_products, leaf_routing
 from hisac_rec.methods.hisac.leaf_geometry import LeafGeometry
 from hisac_rec.methods.hisac.leaf_routing import route_leaves
 from hisac_rec.methods.hisac.leaves import path_vectors
@@ -18,15 +18,15 @@ from hisac_rec.ops.soft_route import Frozen, soft_route
 
 WIDTH = 3
 
-PAIRS, PRODUCTS = 1 << 62, 0
-"""``leaf_products.LEAST_PAIRS`` that never and always lets products do it."""
-WAYS = [(PAIRS, 1), (PAIRS, 40), (PAIRS, 1 << 22), (PRODUCTS, 1), (PRODUCTS, 1 << 22)]
-"""Which of the two, and how many pairs may be held."""
+WAYS = [("list", 1), ("list", 40), ("list", 1 << 22)]
+WAYS += [(way, chunk) for way in ("loops", "products") for chunk in (1, 1 << 22)]
+"""How pairs are added up, and how many may be held."""
 
 
-def routed_by(patch: pytest.MonkeyPatch, way: tuple[int, int]) -> None:
+def routed_by(patch: pytest.MonkeyPatch, way: tuple[str, int]) -> None:
     """Choose one of :data:`WAYS`."""
-    patch.setattr(leaf_products, "LEAST_PAIRS", way[0])
+    patch.setattr(leaf_routing, "are_listed", lambda _: way[0] == "list")
+    patch.setattr(leaf_products, "LEAST_PAIRS", 1 << 62 if way[0] == "loops" else 0)
     patch.setattr(leaf_geometry, "CHUNK_PAIRS", way[1])
 
 
@@ -61,7 +61,7 @@ def make_leaves(
     seed=st.integers(0, 99),
 )
 def test_equals_the_general_operator(
-    way: tuple[int, int],
+    way: tuple[str, int],
     lengths: list[int],
     keep: tuple[int, int],
     tau: float,
@@ -93,16 +93,15 @@ def test_look_ups_and_products_give_the_same_weights(
     parts = geometry.parts()
     assert (len(parts) > 1) == (chunk == 40)
     for part in parts:
-        looked_up = list(leaf_products.weights_by_look_ups(geometry, part, torch.float64))
-        products = list(leaf_products.weights_by_products(geometry, part, torch.float64))
-        assert [one[:2] for one in looked_up] == [one[:2] for one in products]
-        for one, other in zip(looked_up, products, strict=True):
-            # A distance of zero is exact by look-ups, and the root of a rounding by products.
-            torch.testing.assert_close(one.weights, other.weights, rtol=1e-6, atol=1e-6)
+        products = list(leaf_products.multiply_weights(geometry, part, torch.float64))
+        weights = torch.cat([torch.zeros(0), *(one.weights.flatten() for one in products)])
+        looked_up = leaf_products.look_up_weights(geometry, part, torch.float64)
+        # A distance of zero is exact by look-ups, and the root of a rounding by products.
+        torch.testing.assert_close(looked_up, weights.double(), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_gradient(way: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradient(way: tuple[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
     routed_by(monkeypatch, way)
     sums, geometry, _, _ = make_leaves([17, 0, 5], keep=(2, 2), tau=0.5, squared=False, seed=1)
     assert torch.autograd.gradcheck(lambda rows: route_leaves(rows, geometry), (sums,))
@@ -110,7 +109,7 @@ def test_gradient(way: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize("way", WAYS)
 def test_an_agent_reads_its_own_leaf_exactly(
-    way: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+    way: tuple[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At a low temperature an agent is the mean of its own leaf, also in fp32."""
     routed_by(monkeypatch, way)
@@ -118,3 +117,15 @@ def test_an_agent_reads_its_own_leaf_exactly(
     routed = route_leaves(sums.detach().float(), geometry)
     own = sums[geometry.agents] / geometry.counts[geometry.agents].unsqueeze(1)
     torch.testing.assert_close(routed, own.detach().float())
+
+
+def test_products_of_code_words_are_held_until_the_codebook_changes() -> None:
+    held = leaf_geometry.CodeWords()
+    codebook = [torch.randn(3, 2), torch.randn(4, 2)]
+    words, gram = held.of(codebook)
+    assert held.of(codebook)[1] is gram
+    codebook[1].mul_(2.0)
+    changed = held.of(codebook)[1]
+    torch.testing.assert_close(changed[3:, 3:], 4 * gram[3:, 3:])
+    torch.testing.assert_close(changed[:3, :3], gram[:3, :3])
+    assert words.shape == (7, 2)

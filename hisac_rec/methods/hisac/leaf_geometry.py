@@ -30,6 +30,7 @@ class LeafGeometry:
         leaf_offsets: [R+1] int64 over U.
         agent_offsets: [R+1] int64 over A.
         codebook: [C, s] float64, the code words of all levels.
+        gram: [C, C] float64, their products.
         tau: temperature, > 0.
         squared: use the squared distance.
     """
@@ -40,6 +41,7 @@ class LeafGeometry:
     leaf_offsets: Tensor
     agent_offsets: Tensor
     codebook: Tensor
+    gram: Tensor
     tau: float
     squared: bool
 
@@ -60,35 +62,56 @@ class LeafGeometry:
         return parts
 
 
+class CodeWords:
+    """The code words of all levels and their products, in float64, until the codebook changes.
+
+    A distance of a leaf to itself is then 0 to 8 digits, where fp32 leaves the square root of its
+    rounding.
+    """
+
+    def __init__(self) -> None:
+        self._of: tuple[tuple[int, int], ...] | None = None
+        self._held: tuple[Tensor, Tensor] | None = None
+
+    def of(self, codebook: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """[C, s] and [C, C]. O(C^2 s), or nothing where the D tensors [C_l, s] are as before."""
+        version = tuple((words.data_ptr(), words._version) for words in codebook)
+        if self._held is None or version != self._of:
+            joined = torch.cat(list(codebook)).double()
+            self._of, self._held = version, (joined, joined @ joined.T)
+        return self._held
+
+
 def leaf_geometry(
     leaves: Leaves,
     agents: Agents,
     requests: int,
     codebook: Sequence[Tensor],
+    held: CodeWords | None = None,
     *,
     tau: float,
     squared: bool,
 ) -> LeafGeometry:
-    """Describe the leaves and agents of a batch. O(C s + U D + A).
-
-    Products of code words are taken in float64: a leaf's distance to itself is then 0 to 8
-    digits, where fp32 leaves the square root of its rounding.
+    """Describe the leaves and agents of a batch. O(U D + A), and what ``held`` costs.
 
     Args:
         leaves: of :func:`~hisac_rec.methods.hisac.voting.count_leaves`.
         agents: of :func:`~hisac_rec.methods.hisac.voting.activate`.
         requests: R.
         codebook: D tensors [C_l, s].
+        held: what may hold the products of its words from the last batch.
         tau: temperature, > 0.
         squared: use the squared distance.
     """
+    words, gram = (held or CodeWords()).of(codebook)
     return LeafGeometry(
-        words=path_words(leaves.path, [len(words) for words in codebook]),
+        words=path_words(leaves.path, [len(level) for level in codebook]),
         counts=leaves.events,
         agents=agents.leaf,
         leaf_offsets=offsets_of_rows(leaves.request, requests),
         agent_offsets=offsets_of_rows(agents.request, requests),
-        codebook=torch.cat(list(codebook)).double(),
+        codebook=words,
+        gram=gram,
         tau=tau,
         squared=squared,
     )

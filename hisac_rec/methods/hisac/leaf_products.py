@@ -1,10 +1,10 @@
-"""Leaf routing on a CPU: a matrix product for each request instead of a list of pairs.
+"""Leaf routing on a CPU: the weights of all pairs in one piece, then loops or matrix products.
 
-A pair costs some nanoseconds in a product and tens in a list, a request some microseconds of
-calls: products win from about a thousand (agent, leaf) pairs a request.
+A product is the faster way for a request of many (agent, leaf) pairs, and costs some
+microseconds before it begins; a loop over all requests begins once.
 
-Legend: U occupied leaves, A agents, P (agent, leaf) pairs, D levels, C code words of all levels,
-s semantic width, d value width.
+Legend: R requests, U occupied leaves, A agents, P (agent, leaf) pairs, D levels, C code words of
+all levels, s semantic width, d value width.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from hisac_rec.methods.hisac.leaf_geometry import LeafGeometry
 
-LEAST_PAIRS = 1_000
+LEAST_PAIRS = 6_000
 """Mean pairs a request from which products are used."""
 
 
@@ -30,40 +30,48 @@ class Part(NamedTuple):
     weights: Tensor
 
 
-def suits(geometry: LeafGeometry) -> bool:
-    """Whether products are the faster way here. O(R)."""
-    if geometry.words.device.type != "cpu":
-        return False
-    return geometry.pairs() >= LEAST_PAIRS * max(1, len(geometry.leaf_offsets) - 1)
-
-
-def forward(sums: Tensor, geometry: LeafGeometry) -> tuple[Tensor, Tensor, list[Part] | None]:
+def forward(sums: Tensor, geometry: LeafGeometry) -> tuple[Tensor, Tensor, list[Tensor] | None]:
     """Weighted sums, and what the backward pass may use again. O(P (D + d)).
 
     Args:
         sums: [U, d] of the events of each leaf.
-        geometry: of the batch.
+        geometry: of the batch, on a CPU.
 
     Returns:
         [A, d] weighted sums, [A, 1] mass, and the weights where they are few enough to be kept.
     """
+    from hisac_rec.methods.hisac.leaf_loops_cpu import sum_leaves  # needs Numba
+
     # One more column, of ones summed over events, gives the mass beside the sums.
     counted = torch.cat([sums, geometry.counts.to(sums.dtype).unsqueeze(1)], dim=1)
     routed = sums.new_empty((len(geometry.agents), counted.shape[1]))
-    few = len(geometry.parts()) == 1
-    kept: list[Part] = []
-    for part in request_parts(geometry, sums.dtype):
-        torch.mm(part.weights, counted[part.leaves], out=routed[part.agents])
-        if few:
-            kept.append(part)
-    return routed[:, :-1], routed[:, -1:], kept if few else None
+    parts, kept, by_products = geometry.parts(), [], _are_many(geometry)
+    for part in parts:
+        weights = look_up_weights(geometry, part, sums.dtype)
+        if by_products:
+            for own in _requests(geometry, part, weights):
+                torch.mm(own.weights, counted[own.leaves], out=routed[own.agents])
+        else:
+            agents, leaves = (of.numpy() for of in _bounds(geometry, part))
+            sum_leaves(weights.numpy(), agents, leaves, counted.numpy(), routed.numpy())
+        kept.append(weights)
+    return routed[:, :-1], routed[:, -1:], kept if len(parts) == 1 else None
 
 
-def backward(scaled: Tensor, geometry: LeafGeometry, kept: list[Part] | None) -> Tensor:
+def backward(scaled: Tensor, geometry: LeafGeometry, kept: list[Tensor] | None) -> Tensor:
     """[U, d] gradient of the sums; ``scaled`` [A, d] is the agents' gradient by their mass."""
+    from hisac_rec.methods.hisac.leaf_loops_cpu import sum_agents  # needs Numba
+
     found = scaled.new_empty((len(geometry.words), scaled.shape[1]))
-    for part in request_parts(geometry, scaled.dtype) if kept is None else kept:
-        torch.mm(part.weights.T, scaled[part.agents], out=found[part.leaves])
+    by_products = _are_many(geometry)
+    for number, part in enumerate(geometry.parts()):
+        weights = look_up_weights(geometry, part, scaled.dtype) if kept is None else kept[number]
+        if by_products:
+            for own in _requests(geometry, part, weights):
+                torch.mm(own.weights.T, scaled[own.agents], out=found[own.leaves])
+        else:
+            agents, leaves = (of.numpy() for of in _bounds(geometry, part))
+            sum_agents(weights.numpy(), agents, leaves, scaled.numpy(), found.numpy())
     return found
 
 
@@ -72,43 +80,56 @@ def request_parts(geometry: LeafGeometry, dtype: torch.dtype) -> Iterator[Part]:
 
     O(P D + A C) on a CPU, else O(P s); O(P) memory, at most CHUNK_PAIRS but for one request.
     """
-    cpu = geometry.words.device.type == "cpu"
     for part in geometry.parts():
-        weights_of = weights_by_look_ups if cpu else weights_by_products
-        yield from weights_of(geometry, part, dtype)
+        if geometry.words.device.type == "cpu":
+            yield from _requests(geometry, part, look_up_weights(geometry, part, dtype))
+        else:
+            yield from multiply_weights(geometry, part, dtype)
 
 
-def weights_by_look_ups(geometry: LeafGeometry, part: slice, dtype: torch.dtype) -> Iterator[Part]:
-    """The weights of some requests in one piece of memory, made by a loop over their pairs."""
-    from hisac_rec.methods.hisac.leaf_scores_cpu import score_pairs  # needs Numba
+def look_up_weights(geometry: LeafGeometry, part: slice, dtype: torch.dtype) -> Tensor:
+    """[P] weights of some requests, request by request, agent by agent, by a loop over pairs."""
+    from hisac_rec.methods.hisac.leaf_loops_cpu import score_pairs  # needs Numba
 
-    agents = geometry.agent_offsets[part.start : part.stop + 1]
-    leaves = geometry.leaf_offsets[part.start : part.stop + 1]
+    agents, leaves = _bounds(geometry, part)
     weights = torch.empty(int((agents.diff() * leaves.diff()).sum()), dtype=dtype)
-    gram = geometry.codebook @ geometry.codebook.T
     score_pairs(
         geometry.words.numpy(),
         geometry.agents.numpy(),
         agents.numpy(),
         leaves.numpy(),
-        gram.numpy(),
+        geometry.gram.numpy(),
         -1.0 / geometry.tau,
         geometry.squared,
         weights.numpy(),
     )
-    weights.exp_()
+    return weights.exp_()
+
+
+def _are_many(geometry: LeafGeometry) -> bool:
+    """Whether products are the faster way. O(R)."""
+    return geometry.pairs() >= LEAST_PAIRS * max(1, len(geometry.leaf_offsets) - 1)
+
+
+def _bounds(geometry: LeafGeometry, part: slice) -> tuple[Tensor, Tensor]:
+    """Where the agents and the leaves of some requests begin and end."""
+    which = slice(part.start, part.stop + 1)
+    return geometry.agent_offsets[which], geometry.leaf_offsets[which]
+
+
+def _requests(geometry: LeafGeometry, part: slice, weights: Tensor) -> Iterator[Part]:
+    """Cut the weights of some requests into those of each."""
     begin = 0
-    for own, occupied in _slices(agents, leaves):
+    for own, occupied in _slices(*_bounds(geometry, part)):
         shape = own.stop - own.start, occupied.stop - occupied.start
         end = begin + shape[0] * shape[1]
         yield Part(own, occupied, weights[begin:end].view(shape))
         begin = end
 
 
-def weights_by_products(geometry: LeafGeometry, part: slice, dtype: torch.dtype) -> Iterator[Part]:
-    """The weights of some requests, request by request."""
-    agents = geometry.agent_offsets[part.start : part.stop + 1]
-    leaves = geometry.leaf_offsets[part.start : part.stop + 1]
+def multiply_weights(geometry: LeafGeometry, part: slice, dtype: torch.dtype) -> Iterator[Part]:
+    """The weights of some requests, each by a matrix product."""
+    agents, leaves = _bounds(geometry, part)
     first_agent, first_leaf = int(agents[0]), int(leaves[0])
     own = geometry.agents[first_agent : int(agents[-1])] - first_leaf
     # ||x - y||^2 = [-2 x, x.x, 1] . [y, 1, y.y]; in float64, as in the list of pairs.

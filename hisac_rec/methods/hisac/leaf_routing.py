@@ -46,11 +46,16 @@ def route_leaves(sums: Tensor, geometry: LeafGeometry) -> Tensor:
     return routed
 
 
+def are_listed(geometry: LeafGeometry) -> bool:
+    """Whether pairs are put into a list: everywhere but on a CPU."""
+    return geometry.words.device.type != "cpu"
+
+
 class _RouteLeaves(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, sums: Tensor, geometry: LeafGeometry) -> Tensor:
-        ctx.geometry, ctx.products = geometry, leaf_products.suits(geometry)
-        if ctx.products:
+        ctx.geometry, ctx.listed = geometry, are_listed(geometry)
+        if not ctx.listed:
             summed, ctx.divisor, ctx.kept = leaf_products.forward(sums, geometry)
             return summed / ctx.divisor
         counts = geometry.counts.to(sums.dtype).unsqueeze(1)
@@ -73,7 +78,7 @@ class _RouteLeaves(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         geometry: LeafGeometry = ctx.geometry
         scaled = gradient / ctx.divisor
-        if ctx.products:
+        if not ctx.listed:
             return leaf_products.backward(scaled, geometry, ctx.kept), None
         found = []
         for part, kept in zip(geometry.parts(), ctx.kept, strict=True):
@@ -135,7 +140,7 @@ def _weights(geometry: LeafGeometry, part: slice, pairs: Pairs, dtype: torch.dty
     # ||x - y||^2 = x.x + y.y - 2 sum over the levels of y of (x . word): one row of products
     # with all code words for each agent, D look-ups for each pair.
     first, end = geometry.agent_offsets[[part.start, part.stop]].tolist()
-    words, gram = geometry.words, geometry.codebook @ geometry.codebook.T
+    words, gram = geometry.words, geometry.gram
     own = words[geometry.agents[first:end]]
     products = gram.new_zeros((len(own), gram.shape[0]))
     for level in own.unbind(1):

@@ -26,6 +26,7 @@ from hisac_rec.methods.base import (
 )
 from hisac_rec.methods.events import PooledEvents
 from hisac_rec.methods.hisac.config import HiSACConfig, tree_rules
+from hisac_rec.methods.hisac.leaf_geometry import CodeWords
 from hisac_rec.methods.hisac.leaf_routing import route_leaves
 from hisac_rec.methods.hisac.leaves import (
     Agents,
@@ -110,6 +111,7 @@ class HiSAC(HistoryMethod):
         self.rules = tree_rules(config, shape.codebook)
         for level, words in enumerate(shape.codebook):
             self.register_buffer(f"codebook_{level}", words.detach().clone())
+        self.words = CodeWords()
         self.reader = AgentReader(config, shape.dim)
         self.interests = self.reader.interests
         if config.semantic_attention:
@@ -198,7 +200,7 @@ class HiSAC(HistoryMethod):
         return interests
 
     def _kinship(self, memory: InterestMemory, candidates: Candidates) -> Kinship:
-        """Cosines of the candidates' and the agents' semantic vectors. O(N s C + R K D^2)."""
+        """Cosines of the candidates' and the agents' semantic vectors. O(N s C + R K D s)."""
         if self.config.candidate_semantics == "vectors":
             if candidates.vectors is None:
                 raise ValueError("candidate_semantics = 'vectors' needs Candidates.vectors")
@@ -210,8 +212,8 @@ class HiSAC(HistoryMethod):
             wanted = wanted * candidates.placed.unsqueeze(1)
         words = torch.cat(self.codebook)  # [C, s]
         at = path_words(memory.path.clamp_min(0), self.code_counts)
-        gram = words @ words.T
-        squares = gram[at.unsqueeze(-1), at.unsqueeze(-2)].sum((-1, -2))
+        vectors = path_vectors(memory.path.clamp_min(0).flatten(), self.codebook)
+        squares = torch.linalg.vecdot(vectors, vectors).view(memory.path.shape)
         scale = squares.clamp_min(torch.finfo(squares.dtype).tiny).rsqrt() * memory.filled
         gain = self.semantic_gain if self.config.semantic_attention else scale.new_zeros(1)
         return Kinship(wanted @ words.T, at, scale, gain)
@@ -235,7 +237,7 @@ class HiSAC(HistoryMethod):
         # Events of one leaf share their key, so route the leaves' sums, each counted by votes.
         sums = history.sums(leaves.of_event, len(leaves.path))
         if config.routing == "events":
-            geometry = self.rules.geometry(leaves, agents, len(filled), codebook)
+            geometry = self.rules.geometry(leaves, agents, len(filled), codebook, self.words)
             return _slots(route_leaves(sums, geometry), agents, slot, filled), None
         leaf_vectors = path_vectors(leaves.path, codebook)
         queries = _slots(leaf_vectors[agents.leaf], agents, slot, filled)
@@ -244,7 +246,8 @@ class HiSAC(HistoryMethod):
 
     def _reached(self, history: History, leaves: Leaves, agents: Agents) -> Tensor:
         """[A, d]: every agent's weighted sum of the events that reach it."""
-        geometry = self.rules.geometry(leaves, agents, history.num_requests, self.codebook)
+        requests, codebook = history.num_requests, self.codebook
+        geometry = self.rules.geometry(leaves, agents, requests, codebook, self.words)
         reached = nearest_agents(geometry, self.config.reach)
         events = history.events
         if not isinstance(events, PooledEvents):

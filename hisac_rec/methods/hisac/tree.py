@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from hisac_rec.data.bags import Groups
-from hisac_rec.methods.hisac.leaf_geometry import LeafGeometry, leaf_geometry
+from hisac_rec.methods.hisac.leaf_geometry import CodeWords, LeafGeometry, leaf_geometry
 from hisac_rec.methods.hisac.leaves import Agents, Leaves
 from hisac_rec.methods.hisac.reach import events_reached, nearest_agents
 from hisac_rec.methods.hisac.voting import activate, count_leaves, recent_votes
@@ -48,10 +48,16 @@ class TreeRules:
         return leaves, activate(leaves, self.keep, self.code_counts, self.tail_agents)
 
     def geometry(
-        self, leaves: Leaves, agents: Agents, requests: int, codebook: Sequence[Tensor]
+        self,
+        leaves: Leaves,
+        agents: Agents,
+        requests: int,
+        codebook: Sequence[Tensor],
+        held: CodeWords | None = None,
     ) -> LeafGeometry:
-        """Where leaves and agents lie, by the code words ``codebook``."""
-        return leaf_geometry(leaves, agents, requests, codebook, tau=self.tau, squared=self.squared)
+        """Where leaves and agents lie, by the code words ``codebook``; see ``leaf_geometry``."""
+        at = leaves, agents, requests, codebook, held
+        return leaf_geometry(*at, tau=self.tau, squared=self.squared)
 
 
 @dataclass(frozen=True)

@@ -14,17 +14,18 @@ from torch import Tensor
 
 from hisac_rec.methods.hisac.leaves import Leaves
 from hisac_rec.ops.compiled import compiled
-from hisac_rec.ops.distinct_cpu import Ints, ascending, new_slots, number_values
+from hisac_rec.ops.distinct_cpu import Ints, distinct_of_groups
 
 
 def count_leaves(
     codes: Tensor, offsets: Tensor, code_counts: Sequence[int], votes: Tensor | None
 ) -> Leaves:
     """O(T D + U), and a few words of scratch an event."""
-    each = np.empty(0, np.int64) if votes is None else votes.numpy()
-    counts = np.array(code_counts, np.int64)
-    columns = _count(codes.contiguous().numpy(), offsets.numpy(), counts, each)
-    return Leaves(*map(torch.from_numpy, columns))
+    path = _number_paths(codes.contiguous().numpy(), np.array(code_counts, np.int64))
+    fields = distinct_of_groups(path, offsets.numpy())
+    request, leaf_path, events, of_event = map(torch.from_numpy, fields)
+    total = events if votes is None else torch.zeros_like(events).index_add_(0, of_event, votes)
+    return Leaves(request, leaf_path, events, total, of_event)
 
 
 def surviving(leaves: Leaves, keep: Sequence[int], code_counts: Sequence[int], tail: int) -> Tensor:
@@ -41,44 +42,15 @@ def surviving(leaves: Leaves, keep: Sequence[int], code_counts: Sequence[int], t
 
 
 @compiled
-def _count(
-    codes: Ints, offsets: Ints, code_counts: Ints, votes: Ints
-) -> tuple[Ints, Ints, Ints, Ints, Ints]:
-    """The five fields of :class:`Leaves`; ``votes`` may be empty: one each."""
-    total, levels = codes.shape
-    path = np.empty(total, np.int64)
-    for event in range(total):
-        number = codes[event, 0]
-        for level in range(1, levels):
-            number = number * code_counts[level] + codes[event, level]
-        path[event] = number
-    of_event = np.empty(total, np.int64)
-    leaf_path, leaf_events = np.empty(total, np.int64), np.empty(total, np.int64)
-    leaf_request = np.empty(total, np.int64)
-    slots = new_slots(total)
-    found = 0
-    for request in range(len(offsets) - 1):
-        begin, end = offsets[request], offsets[request + 1]
-        leaves, events = leaf_path[found:], leaf_events[found:]
-        count = number_values(path[begin:end], of_event[begin:end], leaves, events, slots)
-        end_leaf = found + count
-        order = ascending(leaf_path[found:end_leaf])
-        place = np.empty(count, np.int64)
-        for rank in range(count):
-            place[order[rank]] = found + rank
-        for event in range(begin, end):
-            of_event[event] = place[of_event[event]]
-        leaf_path[found:end_leaf] = leaf_path[found:end_leaf][order]
-        leaf_events[found:end_leaf] = leaf_events[found:end_leaf][order]
-        leaf_request[found:end_leaf] = request
-        found = end_leaf
-    events = leaf_events[:found].copy()
-    summed = events.copy()
-    if len(votes):
-        summed[:] = 0
-        for event in range(total):
-            summed[of_event[event]] += votes[event]
-    return leaf_request[:found].copy(), leaf_path[:found].copy(), events, summed, of_event
+def _number_paths(codes: Ints, code_counts: Ints) -> Ints:
+    """``path_numbers`` in one pass."""
+    paths = np.empty(len(codes), np.int64)
+    for event in range(len(codes)):
+        path = codes[event, 0]
+        for level in range(1, len(code_counts)):
+            path = path * code_counts[level] + codes[event, level]
+        paths[event] = path
+    return paths
 
 
 @compiled
