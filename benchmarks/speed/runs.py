@@ -14,6 +14,9 @@ from pathlib import Path
 WORK = Path("runs/speed")
 """Prepared data, kept between runs."""
 
+LARGE_STEP = ("loader.batch_tokens=262144", "loader.max_candidates=8192")
+"""Four times the default tokens a step."""
+
 
 @dataclass(frozen=True)
 class Ran:
@@ -59,7 +62,14 @@ def torchrun(module: str, *arguments: str, ranks: int) -> None:
     _run(launch, dict(os.environ) | {"OMP_NUM_THREADS": "1"})
 
 
-def train(model: str, data: Path, *keys: str, ranks: int = 1, threads: int | None = None) -> Ran:
+def train(
+    model: str,
+    data: Path,
+    *keys: str,
+    ranks: int = 1,
+    threads: int | None = None,
+    pinned: bool = False,
+) -> Ran:
     """Train for a while and read the log.
 
     Args:
@@ -68,6 +78,7 @@ def train(model: str, data: Path, *keys: str, ranks: int = 1, threads: int | Non
         keys: ``--set`` of the run.
         ranks: processes, by torchrun where more than one.
         threads: of each process; None: what torch takes.
+        pinned: hold each process to a core of its own.
     """
     environment = dict(os.environ)
     if threads is not None:
@@ -76,11 +87,10 @@ def train(model: str, data: Path, *keys: str, ranks: int = 1, threads: int | Non
     if ranks > 1:
         launch += ["torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", "-m"]
     sets = [word for key in keys for word in ("--set", key)]
+    module = "benchmarks.speed.pinned" if pinned else "hisac_rec"
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
-        _run(
-            [*launch, "hisac_rec", "train", model, str(data), "--out", str(out), *sets], environment
-        )
+        _run([*launch, module, "train", model, str(data), "--out", str(out), *sets], environment)
         lines = (out / "metrics.jsonl").read_text().splitlines()
     windows = [line for line in map(json.loads, lines) if line["group"] == "train"]
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20

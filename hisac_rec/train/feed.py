@@ -1,10 +1,10 @@
 """Feed batches to the pipeline so that ranks with unequal data stay in step.
 
-Every rank calls :class:`Feeder` equally often. Before each batch the ranks add up how many
-candidates they hold; a rank that has run out works on an empty batch until all have, and
-then all stop together, as they do when one of them was asked to end. The same sum scales the
-loss, so that a step's gradient is the mean over the candidates of all ranks, however they are
-dealt out.
+Every rank calls :class:`Feeder` equally often. For each batch the ranks add up how many
+candidates they hold, a batch ahead, so that none waits for the sum; a rank that has run out
+works on an empty batch until all have, and then all stop together, as they do when one of them
+was asked to end. The same sum scales the loss, so that a step's gradient is the mean over the
+candidates of all ranks, however they are dealt out.
 """
 
 from __future__ import annotations
@@ -44,6 +44,16 @@ class Fed:
     held_up: float
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """A batch that was read, and the sums over all ranks once ``work`` is done."""
+
+    batch: RequestBatch | None
+    sums: torch.Tensor
+    work: dist.Work | None
+    waited: float
+
+
 class Feeder(Iterator[RequestBatch]):
     """Iterator for ``TrainPipelineSparseDist.progress``; batches come out in step.
 
@@ -69,6 +79,7 @@ class Feeder(Iterator[RequestBatch]):
         self._world_size = world_size
         self._group = group
         self._in_flight: deque[Fed] = deque()
+        self._asked: _Asked | None = None
         self._ended = False
         self._watch = watch or Bystander()
         self.stopping = False
@@ -78,27 +89,38 @@ class Feeder(Iterator[RequestBatch]):
         """The next batch, with its ``loss_scale`` set; stops on all ranks at once."""
         if self._ended:
             raise StopIteration
-        self._watch.beat("read the next batch")
-        start = time.perf_counter()
-        batch = next(self._batches, None)
-        read = time.perf_counter()
+        asked = self._asked or self._ask()
         self._watch.beat("wait for the other ranks before a step")
-        mine = [0, 0] if batch is None else [1, batch.num_candidates]
-        sums = torch.tensor([*mine, int(self._watch.asked_to_end)])
-        if self._group is not None:
-            dist.all_reduce(sums, group=self._group)
-        reading, candidates, stopping = sums.tolist()
+        start = time.perf_counter()
+        if asked.work is not None:
+            asked.work.wait()
+        reading, candidates, stopping = asked.sums.tolist()
+        held_up = time.perf_counter() - start
         self.stopping = self.stopping or stopping > 0
         self._watch.beat("compute")
-        counted = time.perf_counter()
         if not reading:
             self._ended = True
             raise StopIteration
-        if batch is None:
-            batch = self._empty()
+        # While this batch is computed, the ranks add up the next one.
+        self._asked = self._ask()
+        batch = self._empty() if asked.batch is None else asked.batch
         batch = batch.with_loss_scale(self._world_size / max(1, candidates))
-        self._in_flight.append(Fed(batch, candidates, read - start, counted - read))
+        self._in_flight.append(Fed(batch, candidates, asked.waited, held_up))
         return batch
+
+    def _ask(self) -> _Asked:
+        """Read a batch and begin to add up what all ranks have; the same often on every rank."""
+        self._watch.beat("read the next batch")
+        start = time.perf_counter()
+        batch = next(self._batches, None)
+        waited = time.perf_counter() - start
+        mine = [0, 0] if batch is None else [1, batch.num_candidates]
+        sums = torch.tensor([*mine, int(self._watch.asked_to_end)])
+        work = None
+        if self._group is not None:
+            work = dist.all_reduce(sums, group=self._group, async_op=True)
+        self._watch.beat("compute")
+        return _Asked(batch, sums, work, waited)
 
     @property
     def at_last(self) -> bool:
