@@ -59,9 +59,9 @@ def measure() -> Topic:
         "`torchrun --nproc_per_node 2` against one process, each process with all its threads on a "
         "core of its own, the same batches cut by the loader's budget over all ranks: the default "
         "65,536 tokens a step, and four times that. Lengths are log-normal between 20 and 5,000 "
-        "events. What is missing to twice: by `--profile` some 15 ms a step that do not shrink with "
-        "a rank's share of the batch, which are TorchRec's and torch's calls, exchanges over gloo "
-        "and waiting for the other rank in them. A larger step outweighs them."
+        "events. What is missing to twice: by `--profile` some 15 ms a step that do not shrink "
+        "with a rank's share of the batch, which are TorchRec's and torch's calls, exchanges over "
+        "gloo and waiting for the other rank in them. A larger step outweighs them."
     )
     return Topic("Two ranks", text, figures, {})
 

@@ -65,14 +65,15 @@ def measure() -> Topic:
             goal=">= 10",
         ),
         figure("share of a HiSAC step spent waiting for data", waits, unit="%", goal="<= 0.05"),
-        *_memory(),
+        *memory,
     ]
     text = (
         "Whole training runs (`hisac-rec train`) on synthetic data, all threads, the first and "
         "the last log window left out; rivals take turns. Tables of 32 columns, the shipped model "
         "files, the default 65,536 tokens a step and four times that. What is missing to eight "
-        "times at the smaller one: a third of a HiSAC step are torch's and TorchRec's calls, which "
-        "cost the same for 65 requests as for 260; DIN has thirty times the arithmetic to hide them."
+        "times at the smaller one: a third of a HiSAC step are torch's and TorchRec's calls, "
+        "which cost the same for 65 requests as for 260; DIN has thirty times the arithmetic to "
+        "hide them behind."
     )
     return Topic("Training", text, figures, {})
 
