@@ -26,9 +26,9 @@ def thousand_events() -> Path:
 def measure() -> Topic:
     """All figures."""
     data = thousand_events()
-    turns: dict[str, list[Ran]] = {
-        name: [] for name in ("hisac", "din", "hisac large", "din large")
-    }
+    memory = _memory()  # first: it is the largest of any process so far
+    names = ("hisac", "din", "hisac large", "din large")
+    turns: dict[str, list[Ran]] = {name: [] for name in names}
     for _ in range(TURNS):
         for name, candidates, step in (
             ("hisac", 24_000, (EVERY,)),
