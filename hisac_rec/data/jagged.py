@@ -5,8 +5,6 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from hisac_rec.ops.distinct_cpu import sorted_distinct
-
 Ints = NDArray[np.int64]
 
 
@@ -43,4 +41,6 @@ def distinct(values: NDArray[np.integer]) -> tuple[Ints, Ints]:
 
     O(n + U log U) for n values of which U are distinct, and other threads run meanwhile.
     """
+    from hisac_rec.ops.distinct_cpu import sorted_distinct  # needs Numba, which a server does not
+
     return sorted_distinct(np.ascontiguousarray(values, dtype=np.int64))

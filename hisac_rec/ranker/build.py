@@ -88,12 +88,6 @@ def ranker_schema(
         tasks=resolve_tasks(config.tasks, data.manifest),
         vocabularies=config.tables.vocabulary,
     )
-    if grouping is not None and not spec.pooled():
-        log.warning(
-            "tables.pool = true changes nothing: no table that events read has "
-            "tables.pool_min_rows = %s rows",
-            f"{config.tables.pool_min_rows:,}",
-        )
     return RankerSchema(spec, codebook)
 
 

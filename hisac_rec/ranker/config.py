@@ -27,10 +27,11 @@ class TableConfig(Strict):
     """Rows start uniform in [-init_scale, init_scale]."""
     dtype: Literal["fp32", "fp16"] = "fp32"
     """Storage of the trained tables; gradients and optimiser state stay fp32."""
-    pool: bool = False
+    pool: bool | None = None
     """Sum the events of each of the method's groups (HiSAC: of each leaf of a request) on the rank
     that owns their rows, so that sums cross the network instead of rows. The same numbers but for
-    the order of additions; for methods that read nothing else of their events."""
+    the order of additions; for methods that read nothing else of their events. Left out: where the
+    rows of the first training batch would be twice the bytes of the sums, or more."""
     pool_min_rows: int = Field(default=10_000, gt=0)
     """Tables of fewer rows stay out of ``pool``: a batch cannot ask for more rows than there are,
     and it asks for each once."""

@@ -26,6 +26,7 @@ from hisac_rec.train.distributed import Ranks
 from hisac_rec.train.footprint import footprint_of
 from hisac_rec.train.kernels import compare_with_plan
 from hisac_rec.train.optim import attach_sparse_optimizer
+from hisac_rec.train.pooling import decide_pool
 from hisac_rec.train.replicas import ReplicatedModelParallel
 from hisac_rec.train.tables import fill_tables
 
@@ -118,10 +119,24 @@ def open_job(config: ModelConfig, data: PreparedData) -> Job:
         UserError: the data lacks what the model asks for.
     """
     semantics = optional_semantics(data)
+
+    def load(spec: InputSpec) -> ItemStore:
+        return load_items(
+            data,
+            spec,
+            semantics.codes if semantics else None,
+            semantics.known if semantics else None,
+        )
+
+    config = decide_pool(config, data, semantics, load)
     schema = ranker_schema(config, data, semantics)
-    codes = semantics.codes if semantics else None
-    known = semantics.known if semantics else None
-    return Job(config, data, semantics, schema, load_items(data, schema.spec, codes, known))
+    if config.tables.pool and not schema.spec.pooled():
+        log.warning(
+            "tables.pool = true changes nothing: no table that events read has "
+            "tables.pool_min_rows = %s rows",
+            f"{config.tables.pool_min_rows:,}",
+        )
+    return Job(config, data, semantics, schema, load(schema.spec))
 
 
 def history_mean(spec: InputSpec, data: PreparedData) -> float:

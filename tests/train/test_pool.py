@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from builders import write_prepared
+from builders import random_rows, write_prepared
 from training import one_process, small_config
 
 from hisac_rec.data.assemble import BatchAssembler
@@ -18,6 +18,7 @@ from hisac_rec.data.loader import RequestBatches
 from hisac_rec.errors import UserError
 from hisac_rec.planning.model_tables import model_tables
 from hisac_rec.train.job import open_job, resolve_plan, shard
+from hisac_rec.train.pooling import bytes_saved
 
 POOLED = ("tables.pool=true", "tables.pool_min_rows=1")
 
@@ -135,3 +136,60 @@ def test_methods_that_read_events_one_by_one_say_so(small_data: PreparedData, hi
 def test_reach_goes_with_routing_by_leaves(small_data: PreparedData) -> None:
     with pytest.raises(UserError, match="reach needs routing = 'events'"):
         small_config("history.reach=2", "history.routing=hard")
+
+
+LONG = (
+    'history={method="mean"}',
+    'inputs.history=["id"]',
+    'inputs.candidate=["id"]',
+    "tables.dim=32",
+)
+
+
+@pytest.fixture(scope="module")
+def long_data(tmp_path_factory: pytest.TempPathFactory) -> PreparedData:
+    """Histories of hundreds of items out of thousands, hardly one of them twice."""
+    rows = {
+        split: random_rows(np.random.default_rng(seed), 12, 3_000, max_history=900)
+        for seed, split in enumerate(("train", "valid", "test"))
+    }
+    return write_prepared(tmp_path_factory.mktemp("long"), items=3_000, rows=rows)
+
+
+@pytest.mark.parametrize(
+    ("keys", "pools"),
+    [
+        (("tables.pool_min_rows=1000",), True),
+        (("tables.pool_min_rows=1000", "tables.pool=false"), False),
+        ((), False),  # 3,000 rows are few
+        (("tables.pool_min_rows=1000", 'history={method="din"}'), False),  # reads events
+    ],
+    ids=str,
+)
+def test_left_out_it_is_chosen_where_it_sends_less(
+    long_data: PreparedData, keys: tuple[str, ...], pools: bool
+) -> None:
+    job = open_job(small_config(*LONG, *keys), long_data)
+    assert job.config.tables.pool is pools  # what a run keeps is a choice made
+    assert bool(job.spec.pooled()) is pools
+
+
+def test_what_sums_save_is_counted(long_data: PreparedData) -> None:
+    keys = (*LONG, "tables.pool=true", "tables.pool_min_rows=1000")
+    job = open_job(small_config(*keys), long_data)
+    found = bytes_saved(job.config, job.schema, long_data, job.items)
+    apart = open_job(small_config(*LONG), long_data)
+    first, same = (
+        next(iter(RequestBatches(of.data, "train", of.spec, of.items, of.config.loader)))
+        for of in (job, apart)
+    )
+    histories = same.history_rows.split(same.history_offsets.diff().tolist())
+    of_request = [len(part.unique()) for part in histories]
+    rows = len(same.history_items) * (8 + 2 * 4 * 32)
+    assert first.num_requests == same.num_requests > 3
+    assert found == pytest.approx(rows / (sum(of_request) * 12 + len(of_request) * 2 * 4 * 32))
+
+
+def test_repeated_items_are_better_sent_as_rows(small_data: PreparedData) -> None:
+    """150 items, met by every request: a row each is less than a sum for every leaf."""
+    assert open_job(small_config("tables.pool_min_rows=1"), small_data).config.tables.pool is False
