@@ -21,11 +21,38 @@ from benchmarks.speed.measure import (
     sgemm,
     take_turns,
 )
+from hisac_rec.methods.hisac.leaf_geometry import CodeWords
+from hisac_rec.methods.hisac.leaf_routing import route_leaves
+from hisac_rec.methods.hisac.leaves import path_vectors
+from hisac_rec.methods.hisac.tree import TreeRules
+from hisac_rec.methods.hisac.voting import to_slots
+from hisac_rec.ops.rows import group_rows, sum_rows
 from hisac_rec.ops.soft_route import Frozen, soft_route
 
 AGENTS, WIDTH, TAU = 200, 64, 0.5
 SHAPES = {2_000: 16, 10_000: 4}
 """Events a request, and how many requests."""
+CODES, KEEP = 200, (20, 10)
+"""Of the paper's two levels; at most 200 agents."""
+
+
+def drawn_paths(requests: int, length: int) -> Tensor:
+    """[requests x length] leaf of each event, in CODES x CODES. Interests: a user has 25 branches
+    of 16 leaves, the k-th of all as likely as 1/k.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def some(count: int) -> Tensor:
+        return torch.randperm(CODES, generator=generator)[:count]
+
+    likely = 1.0 / torch.arange(1, 401, dtype=torch.float64)
+    drawn = []
+    for _ in range(requests):
+        leaves = torch.cat([branch * CODES + some(16) for branch in some(25)])
+        leaves = leaves[torch.randperm(len(leaves), generator=generator)]
+        rank = torch.multinomial(likely, length, replacement=True, generator=generator)
+        drawn.append(leaves[rank])
+    return torch.cat(drawn)
 
 
 @dataclass(frozen=True)
@@ -150,6 +177,7 @@ def measure() -> Topic:
             turns.ratio(f"faster than request by request, {at}", "loop", "forward"),
             turns.ratio(f"faster than squared attention by SDPA, {at}", "attention", "forward"),
         ]
+        figures += _shared(case, length)
     figures += _ragged()
     figures.append(_peak_memory())
     text = (
@@ -159,10 +187,63 @@ def measure() -> Topic:
         "padded form gets them padded already. Rates count the two matrix products alone; *both* "
         "passes count them twice: alpha is computed again for the gradient, where the padded form "
         "keeps it, L x K numbers a request. Results are checked to be equal before they are "
-        "counted. What is missing to the rate of a large product: the products here are 64 wide, "
-        "and distance, root, exponential and sums pass over L x K numbers between them."
+        "counted. *Keys from codes* is the default form, from codes and values to the agents' "
+        "vectors, voting included: events of a leaf share one distance; in the forms above every "
+        "event has its own. What is missing to the rate of a large product: the products here are "
+        "64 wide, and distance, root, exponential and sums pass over L x K numbers between them."
     )
     return Topic("Soft routing", text, figures, {})
+
+
+def _shared(case: Case, length: int) -> list[Figure]:
+    """Keys rebuilt from codes, as they are by default: events of a leaf share one distance.
+
+    From codes and values to agents' vectors; votes and agents are counted in.
+    """
+    generator = torch.Generator().manual_seed(0)
+    codebook = [functional.normalize(torch.randn(CODES, WIDTH, generator=generator), dim=-1) / 2]
+    codebook.append(torch.randn(CODES, WIDTH, generator=generator) * 0.5 * WIDTH**-0.5)
+    paths = drawn_paths(case.requests, length)
+    codes = torch.stack([paths // CODES, paths % CODES], dim=1)
+    offsets, values = case.frozen.offsets, case.values.detach()
+    rules = TreeRules((CODES, CODES), KEEP, 0, None, TAU, False)
+    held = CodeWords()
+
+    def ours(rows: Tensor) -> Tensor:
+        leaves, agents = rules.grow(offsets, codes)
+        every = torch.arange(len(codes))
+        sums = sum_rows(rows, every, group_rows(leaves.of_event, len(leaves.path)))
+        geometry = rules.geometry(leaves, agents, case.requests, codebook, held)
+        return route_leaves(sums, geometry)
+
+    leaves, agents = rules.grow(offsets, codes)
+    vectors = path_vectors(leaves.path, codebook)
+    slot, filled = to_slots(agents, case.requests)
+    queries = torch.zeros(*filled.shape, WIDTH)
+    queries[agents.request, slot] = vectors[agents.leaf]
+    frozen = Frozen(queries, vectors[leaves.of_event], None, offsets, TAU, False)
+    plain = Case(case.values, frozen, case.requests, length)
+    torch.testing.assert_close(
+        ours(values), padded_eager(plain, values)[filled], rtol=1e-3, atol=1e-3
+    )
+
+    def both(route: Callable[[Tensor], Tensor]) -> None:
+        found = route(case.values)
+        torch.autograd.grad(found, case.values, torch.ones_like(found))
+
+    turns = take_turns(
+        {
+            "forward": partial(ours, values),
+            "both": partial(both, ours),
+            "padded": partial(padded_eager, plain, values),
+            "padded both": partial(both, partial(padded_eager, plain)),
+        }
+    )
+    at = f"keys from codes, {length:,} events"
+    return [
+        turns.ratio(f"faster than padded eager, {at}", "padded", "forward", ">= 3"),
+        turns.ratio(f"both passes, faster than padded eager, {at}", "padded both", "both", ">= 3"),
+    ]
 
 
 def _ragged() -> list[Figure]:

@@ -4,9 +4,8 @@ All events of a leaf share one key, so a request's history is its U_r occupied l
 A_r agents are some of them. Every (agent, leaf) pair of a request is one number of a jagged
 list: no slot and no row is padded. Distances come from the Gram matrix of the code words, so
 a pair costs D look-ups instead of a product of s numbers, and the weighted sums are weighted
-embedding bags. On a CPU, requests of many pairs take two matrix products each instead
-(:mod:`hisac_rec.methods.hisac.leaf_products`). :func:`hisac_rec.ops.soft_route.soft_route` is
-the general form, for keys of each event's own.
+embedding bags. On a CPU no list is made (:mod:`hisac_rec.methods.hisac.leaf_products`).
+:func:`hisac_rec.ops.soft_route.soft_route` is the general form, for keys of each event's own.
 
 Legend: R requests, U occupied leaves, A agents, P (agent, leaf) pairs of the same request,
 D levels, C code words of all levels, s semantic width, d value width.
