@@ -155,7 +155,7 @@ class DenseRanker(nn.Module):
                 interests = self.method.read(memory, candidates).unbind(1)
             per_candidate = [*per_candidate, *interests]
         with record_function("interaction and over arch"):
-            shared = torch.stack(per_request, dim=1)[candidates.request]
+            shared = torch.stack(per_request, dim=1).index_select(0, candidates.request)
             features = torch.cat([shared, torch.stack(per_candidate, dim=1)], dim=1)
             crossed = self.interaction(features)
             logits: Tensor = self.over(crossed)

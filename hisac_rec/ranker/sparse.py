@@ -207,10 +207,12 @@ class EventEncoder(nn.Module):
         )
 
     def _own(self, event_type: Tensor, age: Tensor) -> list[tuple[Tensor, Tensor]]:
-        parts = []
-        if self.types is not None:
-            parts.append((self.types.weight, event_type))
-        if self.ages is not None:
-            bucket = age.clamp_min(0).add(1).log2().long()
-            parts.append((self.ages.weight, bucket.clamp_max(self.ages.num_embeddings - 1)))
-        return parts
+        """Type and age as one table of all pairs of them: events are passed over once for both."""
+        if self.ages is None:
+            return [] if self.types is None else [(self.types.weight, event_type)]
+        buckets = self.ages.num_embeddings
+        bucket = age.clamp_min(0).add(1).log2().long().clamp_max(buckets - 1)
+        if self.types is None:
+            return [(self.ages.weight, bucket)]
+        pairs = self.types.weight.unsqueeze(1) + self.ages.weight
+        return [(pairs.flatten(0, 1), event_type * buckets + bucket)]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from builders import random_rows, write_prepared
+from torchrec.sparse.jagged_tensor import JaggedTensor
 from training import small_config
 
 from hisac_rec.data.assemble import BatchAssembler
@@ -21,6 +23,7 @@ from hisac_rec.ranker.arches import InteractionArch, mlp
 from hisac_rec.ranker.build import build_ranker, optional_semantics, ranker_schema
 from hisac_rec.ranker.config import load_model_config
 from hisac_rec.ranker.ranker import Ranker
+from hisac_rec.ranker.sparse import EventEncoder, LookedUp
 from hisac_rec.train.job import Job, open_job
 
 METHODS = [
@@ -225,3 +228,34 @@ def test_messages_of_a_model_file(tmp_path: Path, text: str, message: str) -> No
     file.write_text(text)
     with pytest.raises(UserError, match=rf"model.toml: {message}"):
         load_model_config(file)
+
+
+@pytest.mark.parametrize("buckets", [0, 5])
+@pytest.mark.parametrize("types", [1, 3])
+def test_an_event_is_the_sum_of_its_item_its_type_and_its_age(
+    small_data: PreparedData, types: int, buckets: int
+) -> None:
+    job, _ = make(small_data)
+    spec = replace(job.spec, event_types=types)
+    batch = batches_of(job)[0]
+    batch.history_type = torch.arange(batch.num_events) % types
+    batch.history_age = torch.arange(batch.num_events).float() % 20
+    torch.manual_seed(1)
+    encoder = EventEncoder(spec, 8, buckets)
+    for parameter in encoder.parameters():
+        torch.nn.init.normal_(parameter)
+    drawn = torch.Generator().manual_seed(1)
+    rows = {
+        key: JaggedTensor(torch.randn(len(ids.values()), 8, generator=drawn), lengths=ids.lengths())
+        for key, ids in batch.features.to_dict().items()
+    }
+    found = LookedUp(batch, rows, {})
+    expected = sum(found.of(lookup)[batch.history_rows] for lookup in spec.of_side("history"))
+    assert (encoder.types is None) == (types == 1)
+    if encoder.types is not None:
+        expected = expected + encoder.types.weight[batch.history_type]
+    if encoder.ages is not None:
+        bucket = (batch.history_age.clamp_min(0) + 1).log2().floor().clamp_max(buckets - 1)
+        assert len(bucket.unique()) > 2
+        expected = expected + encoder.ages.weight[bucket.long()]
+    torch.testing.assert_close(encoder(found, batch).each(), expected)

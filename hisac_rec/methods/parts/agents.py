@@ -89,7 +89,7 @@ class AgentReader(nn.Module):
             return attended.unsqueeze(1)
         share = memory.events / memory.events.sum(1, keepdim=True).clamp_min(1)
         profile = torch.einsum("rk,rkd->rd", share.to(memory.vectors.dtype), memory.vectors)
-        return torch.stack([attended, profile[candidates.request]], dim=1)
+        return torch.stack([attended, profile.index_select(0, candidates.request)], dim=1)
 
 
 def log_weights(memory: AgentMemory, power: float) -> Tensor:

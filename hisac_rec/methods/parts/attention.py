@@ -132,8 +132,8 @@ class CandidateAttention(nn.Module):
             scores = scores + kinship.scores(blocks).to(queries.dtype)
         attended = functional.scaled_dot_product_attention(
             queries,
-            keys[blocks.request],
-            values[blocks.request],
+            keys.index_select(0, blocks.request),
+            values.index_select(0, blocks.request),
             attn_mask=scores,
         )
         if kinship is not None and not candidates.shape[0]:
