@@ -10,7 +10,10 @@ the loop's file changes, and not when the file of another does (``tests/ops/test
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import ParamSpec, TypeVar, cast
 
 from numba import njit
@@ -30,3 +33,22 @@ def compiled(loop: Callable[P, T]) -> Callable[P, T]:
         return cast("Callable[P, T]", njit(loop, cache=True, nogil=True))
     except RuntimeError:  # no place for a cache
         return cast("Callable[P, T]", njit(loop, nogil=True))
+
+
+def in_threads(work: Callable[[T], None], parts: Iterable[T]) -> None:
+    """Run ``work`` on every part, side by side where it is compiled; some 50 microseconds."""
+    parts = list(parts)
+    if len(parts) > 1:
+        for _ in _threads().map(work, parts):
+            pass
+    elif parts:
+        work(parts[0])
+
+
+@cache
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="loops")
+
+
+# A fork copies the pool and none of its threads: a child that used it would wait for ever.
+os.register_at_fork(after_in_child=_threads.cache_clear)

@@ -119,6 +119,18 @@ def test_an_agent_reads_its_own_leaf_exactly(
     torch.testing.assert_close(routed, own.detach().float())
 
 
+def test_threads_share_the_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where requests are fewer than threads, or empty."""
+    for lengths in ([17, 0, 60, 1, 5, 30], [60], [0, 0], [0, 9, 0]):
+        _, geometry, _, _ = make_leaves(lengths, keep=(4, 4), tau=0.5, squared=False, seed=4)
+        whole = slice(0, len(lengths))
+        one = leaf_products.look_up_weights(geometry, whole, torch.float32)
+        with monkeypatch.context() as patch:
+            patch.setattr(leaf_products, "PAIRS_A_THREAD", 1)
+            patch.setattr(torch, "get_num_threads", lambda: 3)
+            assert torch.equal(leaf_products.look_up_weights(geometry, whole, torch.float32), one)
+
+
 def test_products_of_code_words_are_held_until_the_codebook_changes() -> None:
     held = leaf_geometry.CodeWords()
     codebook = [torch.randn(3, 2), torch.randn(4, 2)]

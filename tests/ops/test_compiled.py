@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import multiprocessing
 import pkgutil
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 import hisac_rec
 from hisac_rec.ops import compiled as module
-from hisac_rec.ops.compiled import compiled
+from hisac_rec.ops.compiled import compiled, in_threads
 
 
 def double(number: int) -> int:
@@ -46,3 +47,19 @@ def test_without_a_place_for_a_cache_a_loop_is_compiled_all_the_same(
 
     monkeypatch.setattr(module, "njit", njit)
     assert compiled(double)(21) == 42
+
+
+def test_a_forked_child_has_threads_of_its_own() -> None:
+    """Loader processes are forks; those of the parent's pool are not in them."""
+    done: list[int] = []
+    in_threads(done.append, range(5))
+    assert sorted(done) == [0, 1, 2, 3, 4]
+    pool = multiprocessing.get_context("fork").Process(target=in_threads, args=(abs, range(5)))
+    pool.start()
+    pool.join(30)
+    assert pool.exitcode == 0
+
+
+def test_an_error_in_a_thread_is_raised() -> None:
+    with pytest.raises(ZeroDivisionError):
+        in_threads(lambda part: 1 // part, [1, 0])

@@ -53,6 +53,7 @@ def score_pairs(
                 squares[leaf - first] += gram[words[leaf, one], words[leaf, other]]
     products = np.empty(len(gram))
     distances = np.empty(last - first)
+    factor = np.full(1, scale, scores.dtype)  # of the scores' type, so that roots are, too
     pair = 0
     for request in range(len(leaf_offsets) - 1):
         begin, end = leaf_offsets[request] - first, leaf_offsets[request + 1] - first
@@ -61,25 +62,29 @@ def score_pairs(
             # ||x - y||^2 = x.x + y.y - 2 sum over the levels of y of (x . word), level by
             # level, so that each is a loop of look-ups side by side.
             own = agents[agent]
-            products[:] = 0.0
-            for level in range(levels):
+            row = gram[words[own, 0]]
+            for word in range(len(row)):
+                products[word] = -2.0 * row[word]
+            for level in range(1, levels):
                 row = gram[words[own, level]]
                 for word in range(len(row)):
                     products[word] -= 2.0 * row[word]
+            length, at = squares[own - first], by_level[0, begin:end]
             for leaf in range(count):
-                distances[leaf] = squares[own - first] + squares[begin + leaf]
-            for level in range(levels):
+                distances[leaf] = length + squares[begin + leaf] + products[at[leaf]]
+            for level in range(1, levels):
                 at = by_level[level, begin:end]
                 for leaf in range(count):
                     distances[leaf] += products[at[leaf]]
             row_scores = scores[pair : pair + count]
             for leaf in range(count):
                 row_scores[leaf] = max(distances[leaf], 0.0)
-            if not squared:
+            if squared:
                 for leaf in range(count):
-                    row_scores[leaf] = np.sqrt(row_scores[leaf])
-            for leaf in range(count):
-                row_scores[leaf] *= scale
+                    row_scores[leaf] *= factor[0]
+            else:
+                for leaf in range(count):
+                    row_scores[leaf] = np.sqrt(row_scores[leaf]) * factor[0]
             pair += count
 
 

@@ -15,11 +15,16 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from hisac_rec.methods.hisac.leaf_geometry import LeafGeometry
 
 LEAST_PAIRS = 6_000
 """Mean pairs a request from which products are used."""
+
+
+PAIRS_A_THREAD = 1 << 17
+"""A thread more is worth its start from so many pairs, some hundreds of microseconds."""
 
 
 class Part(NamedTuple):
@@ -90,20 +95,36 @@ def request_parts(geometry: LeafGeometry, dtype: torch.dtype) -> Iterator[Part]:
 def look_up_weights(geometry: LeafGeometry, part: slice, dtype: torch.dtype) -> Tensor:
     """[P] weights of some requests, request by request, agent by agent, by a loop over pairs."""
     from hisac_rec.methods.hisac.leaf_loops_cpu import score_pairs  # needs Numba
+    from hisac_rec.ops.compiled import in_threads
 
     agents, leaves = _bounds(geometry, part)
-    weights = torch.empty(int((agents.diff() * leaves.diff()).sum()), dtype=dtype)
-    score_pairs(
-        geometry.words.numpy(),
-        geometry.agents.numpy(),
-        agents.numpy(),
-        leaves.numpy(),
-        geometry.gram.numpy(),
-        -1.0 / geometry.tau,
-        geometry.squared,
-        weights.numpy(),
-    )
+    ends = functional.pad((agents.diff() * leaves.diff()).cumsum(0), (1, 0))
+    weights = torch.empty(int(ends[-1]), dtype=dtype)
+    words, own, gram = geometry.words.numpy(), geometry.agents.numpy(), geometry.gram.numpy()
+    scale = -1.0 / geometry.tau
+
+    def score(run: slice) -> None:
+        first, last = run.start, run.stop
+        scores = weights[ends[first] : ends[last]].numpy()
+        bounds = slice(first, last + 1)
+        at = agents[bounds].numpy(), leaves[bounds].numpy()
+        score_pairs(words, own, *at, gram, scale, geometry.squared, scores)
+
+    in_threads(score, _runs(ends))
     return weights.exp_()
+
+
+def _runs(ends: Tensor) -> list[slice]:
+    """Requests in runs of about equally many pairs, one for each thread that is worth it.
+
+    Args:
+        ends: [R+1] pairs before each request.
+    """
+    pairs = int(ends[-1])
+    runs = min(torch.get_num_threads(), max(1, pairs // PAIRS_A_THREAD))
+    goals = torch.arange(1, runs) * pairs // runs
+    cuts = [0, *torch.searchsorted(ends, goals).tolist(), len(ends) - 1]
+    return [slice(first, last) for first, last in pairwise(cuts) if first < last]
 
 
 def _are_many(geometry: LeafGeometry) -> bool:
