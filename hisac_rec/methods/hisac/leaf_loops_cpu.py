@@ -51,7 +51,8 @@ def score_pairs(
             by_level[one, leaf - first] = words[leaf, one]
             for other in range(levels):
                 squares[leaf - first] += gram[words[leaf, one], words[leaf, other]]
-    products = np.empty(len(gram))
+    products, branch = np.empty(len(gram)), np.empty(len(gram))
+    before = np.int64(-1)
     distances = np.empty(last - first)
     factor = np.full(1, scale, scores.dtype)  # of the scores' type, so that roots are, too
     pair = 0
@@ -60,15 +61,19 @@ def score_pairs(
         count = end - begin
         for agent in range(agent_offsets[request], agent_offsets[request + 1]):
             # ||x - y||^2 = x.x + y.y - 2 sum over the levels of y of (x . word), level by
-            # level, so that each is a loop of look-ups side by side.
+            # level, so that each is a loop of look-ups side by side. Agents are in the order of
+            # their paths: what those of a branch share is added up once.
             own = agents[agent]
-            row = gram[words[own, 0]]
+            if not _same_branch(words, own, before):
+                branch[:] = 0.0
+                for level in range(levels - 1):
+                    row = gram[words[own, level]]
+                    for word in range(len(row)):
+                        branch[word] += row[word]
+            before = own
+            row = gram[words[own, levels - 1]]
             for word in range(len(row)):
-                products[word] = -2.0 * row[word]
-            for level in range(1, levels):
-                row = gram[words[own, level]]
-                for word in range(len(row)):
-                    products[word] -= 2.0 * row[word]
+                products[word] = -2.0 * (branch[word] + row[word])
             length, at = squares[own - first], by_level[0, begin:end]
             for leaf in range(count):
                 distances[leaf] = length + squares[begin + leaf] + products[at[leaf]]
@@ -86,6 +91,15 @@ def score_pairs(
                 for leaf in range(count):
                     row_scores[leaf] = np.sqrt(row_scores[leaf]) * factor[0]
             pair += count
+
+
+@compiled
+def _same_branch(words: Ints, leaf: int, other: int) -> bool:
+    """Whether two leaves differ in their last level alone; ``other`` < 0: there is none."""
+    same = other >= 0
+    for level in range(words.shape[1] - 1):
+        same = same and words[leaf, level] == words[other, level]
+    return same
 
 
 @compiled
