@@ -16,10 +16,13 @@ from torch import Tensor
 from hisac_rec.config import validate
 from hisac_rec.errors import UserError
 from hisac_rec.methods.base import History, MethodShape
+from hisac_rec.methods.hisac import strength
 from hisac_rec.methods.hisac.method import HiSAC, HiSACConfig
 from hisac_rec.methods.hisac.reference import path_vector, route, vote
 from hisac_rec.methods.hisac.strength import path_vote_features, vote_tiers
+from hisac_rec.methods.parts import attention
 from hisac_rec.methods.parts.agents import log_weights
+from hisac_rec.methods.parts.blocks import make_blocks
 
 
 def make_method(dtype: torch.dtype = torch.float64, **keys: Any) -> HiSAC:
@@ -322,6 +325,7 @@ def test_keep_is_positive(number: int) -> None:
         validate(HiSACConfig, {"keep": [4, number]}, "m.toml")
 
 
+@pytest.mark.parametrize("by_loops", [True, False])
 @settings(max_examples=30, deadline=None)
 @given(
     lengths=st.lists(st.sampled_from([0, 1, 5, 60]), min_size=1, max_size=4),
@@ -329,11 +333,13 @@ def test_keep_is_positive(number: int) -> None:
     seed=st.integers(0, 99),
 )
 def test_path_votes_are_the_agents_votes_along_the_candidates_path(
-    lengths: list[int], keep: tuple[int, int], seed: int
+    by_loops: bool, lengths: list[int], keep: tuple[int, int], seed: int
 ) -> None:
     method = make_method(keep=list(keep))
     history, candidates = make_case(lengths, [2] * len(lengths), dtype=torch.float64, seed=seed)
-    got = path_vote_features(method.compress(history), candidates, CODES)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(strength, "suit_loops", lambda _: by_loops)
+        got = path_vote_features(method.compress(history), candidates, CODES)
     for row, (request, codes) in enumerate(
         zip(candidates.request.tolist(), candidates.codes.tolist(), strict=True)
     ):
@@ -345,6 +351,21 @@ def test_path_votes_are_the_agents_votes_along_the_candidates_path(
             here = sum(v for path, v in agents.items() if list(path[:level]) == codes[:level])
             expected += [math.log1p(here), here / total]
         assert got[row].tolist() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("counts", [[3, 0, 5], [20]])
+def test_both_ways_to_look_up_similarities_agree(
+    counts: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    history, candidates = make_case([40, 0, 3][: len(counts)], counts, dtype=torch.float64)
+    method = make_method()
+    memory = method.compress(history)
+    kinship = method._kinship(memory, candidates)
+    blocks = make_blocks(candidates.offsets, 4)
+    by_loops = kinship.scores(blocks)
+    monkeypatch.setattr(attention, "suit_loops", lambda _: False)
+    torch.testing.assert_close(by_loops, kinship.scores(blocks))
+    assert by_loops.abs().max() > 0.1
 
 
 @pytest.mark.parametrize("way", ["gate", "add", "off"])

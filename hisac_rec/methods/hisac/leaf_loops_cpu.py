@@ -94,9 +94,9 @@ def score_pairs(
 
 
 @compiled
-def _same_branch(words: Ints, leaf: int, other: int) -> bool:
+def _same_branch(words: Ints, leaf: np.int64, other: np.int64) -> np.bool_:
     """Whether two leaves differ in their last level alone; ``other`` < 0: there is none."""
-    same = other >= 0
+    same = np.bool_(other >= 0)
     for level in range(words.shape[1] - 1):
         same = same and words[leaf, level] == words[other, level]
     return same

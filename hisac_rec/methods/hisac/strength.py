@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,6 +20,7 @@ from hisac_rec.methods.base import Candidates
 from hisac_rec.methods.hisac.leaves import path_numbers
 from hisac_rec.methods.parts.attention import Kinship
 from hisac_rec.methods.parts.tiers import tier_of
+from hisac_rec.ops.loops import suit_loops
 
 if TYPE_CHECKING:
     from hisac_rec.methods.hisac.method import InterestMemory
@@ -44,17 +46,29 @@ def path_vote_features(
         [N, 2 D] float32; zeros for a candidate of whom nothing is known. O(N K D) integer
         operations.
     """
-    agents = memory.path[candidates.request]
-    votes = memory.events[candidates.request]
-    total = votes.sum(1).clamp_min(1)
     node = path_numbers(candidates.codes, code_counts)
-    features = []
+    total = memory.events.sum(1).clamp_min(1).index_select(0, candidates.request)
+    here = _votes_on_path(memory, node, candidates.request, code_counts)
+    features = torch.stack([here.log1p(), here / total.unsqueeze(1)], dim=2).flatten(1)
+    return _of_placed(features, candidates)
+
+
+def _votes_on_path(
+    memory: InterestMemory, node: Tensor, request: Tensor, code_counts: Sequence[int]
+) -> Tensor:
+    """[N, D] votes of the agents below each candidate's node, the leaf first."""
+    if suit_loops(memory.events):
+        from hisac_rec.methods.hisac.strength_cpu import votes_on_path  # needs Numba
+
+        of_agents = memory.path.contiguous().numpy(), memory.events.contiguous().numpy()
+        counts = np.array(code_counts, np.int64)
+        return torch.from_numpy(votes_on_path(*of_agents, node.numpy(), request.numpy(), counts))
+    agents, votes, found = memory.path[request], memory.events[request], []
     for count in reversed(code_counts):
-        here = torch.where(agents == node.unsqueeze(1), votes, 0).sum(1)
-        features += [here.log1p(), here / total]
+        found.append(torch.where(agents == node.unsqueeze(1), votes, 0).sum(1))
         # Floor division keeps the -1 of unfilled slots negative: it never matches a node.
         agents, node = agents.div(count, rounding_mode="floor"), node // count
-    return _of_placed(torch.stack(features, dim=1), candidates)
+    return torch.stack(found, dim=1)
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from hisac_rec.errors import UserError
 from hisac_rec.methods.parts.blocks import Blocks, block_size, make_blocks, one_block
+from hisac_rec.ops.loops import suit_loops
 
 
 @dataclass
@@ -41,15 +42,26 @@ class Kinship:
 
         The similarity knows no heads and needs no gradient: only the gains are trained.
         """
-        with torch.no_grad():
-            rows = blocks.gather(self.products)
-            scale = self.scale[blocks.request].unsqueeze(1)
-            similarity = torch.zeros_like(scale)
-            for words in self.words[blocks.request].unbind(-1):
-                at = words.unsqueeze(1).expand(-1, rows.shape[1], -1)
-                similarity = similarity + rows.gather(2, at)
-            similarity = functional.pad(similarity * scale, (0, 1))
+        similarity = self._similarities(blocks)
         return self.gain[:, None, None] * similarity.unsqueeze(1)
+
+    @torch.no_grad()
+    def _similarities(self, blocks: Blocks) -> Tensor:
+        """[n, B, K+1] of the candidates of each block, 0 for the null slot."""
+        if suit_loops(self.products):
+            from hisac_rec.methods.parts.kinship_cpu import block_similarities  # needs Numba
+
+            frozen = (self.products, self.words, self.scale, blocks.request, blocks.index)
+            return torch.from_numpy(
+                block_similarities(*(of.detach().contiguous().numpy() for of in frozen))
+            )
+        rows = blocks.gather(self.products)
+        scale = self.scale[blocks.request].unsqueeze(1)
+        similarity = torch.zeros_like(scale)
+        for words in self.words[blocks.request].unbind(-1):
+            at = words.unsqueeze(1).expand(-1, rows.shape[1], -1)
+            similarity = similarity + rows.gather(2, at)
+        return functional.pad(similarity * scale, (0, 1))
 
     @torch.no_grad()
     def cosines(self, request: Tensor) -> Tensor:
