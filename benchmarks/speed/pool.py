@@ -53,7 +53,7 @@ def measure() -> Topic:
         f"Two ranks of one thread each, tables whole on one of them (`table_wise`), {EVENTS:,} "
         f"events a request over 400,000 items, up to 200 agents, width {WIDTH}, about 22 requests "
         "a rank and step. Bytes are what all-to-all collectives send to the other rank, forward "
-        "and backward, counted as they are called. *Rows* is the shipped form, which sends an item "
-        "of a batch once however often it was met."
+        "and backward, counted as they are called. *Rows* sends an item of a batch once however "
+        "often it was met; *leaves* is what is chosen here where the model file does not say."
     )
     return Topic("Summed where the rows are", text, figures, {})

@@ -28,7 +28,7 @@ from hisac_rec.train.distributed import Ranks, gather_numbers, process_group
 from hisac_rec.train.job import Job, open_job, resolve_plan, shard
 
 FORMS = {
-    "rows": (),
+    "rows": ("tables.pool=false",),
     "leaves": ("tables.pool=true",),
     **{
         f"agents, reach {reach}": ("tables.pool=true", f"history.reach={reach}")
