@@ -70,10 +70,10 @@ def measure() -> Topic:
     text = (
         "Whole training runs (`hisac-rec train`) on synthetic data, all threads, the first and "
         "the last log window left out; rivals take turns. Tables of 32 columns, the shipped model "
-        "files, the default 65,536 tokens a step and four times that. What is missing to eight "
-        "times at the smaller one: a third of a HiSAC step are torch's and TorchRec's calls, "
-        "which cost the same for 65 requests as for 260; DIN has thirty times the arithmetic to "
-        "hide them behind."
+        "files, the default 65,536 tokens a step and four times that. A third of a HiSAC step of "
+        "65,536 tokens are torch's and TorchRec's calls, which cost the same for 65 requests as "
+        "for 260; DIN has thirty times the arithmetic to hide them behind. So the ratio at that "
+        "size depends on how quiet the machine is: on one day it came out between 5.9 and 8.1."
     )
     return Topic("Training", text, figures, {})
 
