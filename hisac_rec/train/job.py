@@ -119,24 +119,18 @@ def open_job(config: ModelConfig, data: PreparedData) -> Job:
         UserError: the data lacks what the model asks for.
     """
     semantics = optional_semantics(data)
-
-    def load(spec: InputSpec) -> ItemStore:
-        return load_items(
-            data,
-            spec,
-            semantics.codes if semantics else None,
-            semantics.known if semantics else None,
-        )
-
-    config = decide_pool(config, data, semantics, load)
     schema = ranker_schema(config, data, semantics)
+    codes = semantics.codes if semantics else None
+    known = semantics.known if semantics else None
+    items = load_items(data, schema.spec, codes, known)
+    config, schema = decide_pool(config, schema, data, semantics, items)
     if config.tables.pool and not schema.spec.pooled():
         log.warning(
             "tables.pool = true changes nothing: no table that events read has "
             "tables.pool_min_rows = %s rows",
             f"{config.tables.pool_min_rows:,}",
         )
-    return Job(config, data, semantics, schema, load(schema.spec))
+    return Job(config, data, semantics, schema, items)
 
 
 def history_mean(spec: InputSpec, data: PreparedData) -> float:

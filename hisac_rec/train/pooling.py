@@ -6,12 +6,10 @@ Legend: d width of trained rows.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 
 import numpy as np
 
 from hisac_rec.data.contract import PreparedData
-from hisac_rec.data.inputs import InputSpec
 from hisac_rec.data.items import ItemStore
 from hisac_rec.data.jagged import distinct
 from hisac_rec.data.loader import RequestBatches
@@ -30,11 +28,12 @@ ID_BYTES, WEIGHT_BYTES = 8, 4
 
 def decide_pool(
     config: ModelConfig,
+    schema: RankerSchema,
     data: PreparedData,
     semantics: Semantics | None,
-    load: Callable[[InputSpec], ItemStore],
-) -> ModelConfig:
-    """The model file with ``tables.pool`` set.
+    items: ItemStore,
+) -> tuple[ModelConfig, RankerSchema]:
+    """The model file with ``tables.pool`` set, and its schema.
 
     What is sent depends on the data: a long history meets the same leaves again and few items
     twice. So the first batch of the training split is counted, which is the same on every rank
@@ -42,24 +41,23 @@ def decide_pool(
 
     Args:
         config: of the model; returned as it is where it says.
+        schema: of it.
         data: prepared.
         semantics: of the data, or None.
-        load: the items that a model's lookups need.
+        items: of the model's lookups.
     """
     if config.tables.pool is not None:
-        return config
-    wanted = _with_pool(config, True)
+        return config, schema
+    by_rows, by_sums = _with_pool(config, False), _with_pool(config, True)
     try:
-        schema = ranker_schema(wanted, data, semantics)
-    except UserError:  # reads events one by one, or what is wrong is wrong without pool, too
-        return _with_pool(config, False)
-    if not schema.spec.pooled():
-        return _with_pool(config, False)
-    gain = bytes_saved(wanted, schema, data, load(schema.spec))
+        pooled = ranker_schema(by_sums, data, semantics)
+    except UserError:  # it reads events one by one, or tables whose rows are managed
+        return by_rows, schema
+    gain = bytes_saved(by_sums, pooled, data, items) if pooled.spec.pooled() else 0.0
     if gain < LEAST_GAIN:
-        return _with_pool(config, False)
+        return by_rows, schema
     log.info("tables.pool: sums of events are %.1f times fewer bytes than their rows", gain)
-    return wanted
+    return by_sums, pooled
 
 
 def bytes_saved(
