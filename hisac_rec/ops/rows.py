@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from hisac_rec.ops.loops import suit_loops
+
 
 class Groups(NamedTuple):
     """Which of G groups each of T rows goes to, sorted once for all tables summed by it.
@@ -100,7 +102,7 @@ class _TakeRows(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (at,) = ctx.saved_tensors
-        if gradient.device.type == "cpu" and gradient.dtype in (torch.float32, torch.float64):
+        if suit_loops(gradient):
             from hisac_rec.ops import rows_cpu
 
             table = gradient.new_zeros((ctx.rows, gradient.shape[1]))

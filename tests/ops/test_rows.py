@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hisac_rec.methods.base import History
 from hisac_rec.methods.events import EventRows
+from hisac_rec.ops import rows
 from hisac_rec.ops.rows import group_rows, sum_rows, take_rows
 
 
@@ -32,6 +33,25 @@ def test_sums_equal_index_add(rows: int, events: int, groups: int, seed: int) ->
     expected = torch.zeros(groups, 3, dtype=torch.float64).index_add(0, owner, table[at])
     torch.testing.assert_close(sum_rows(table, at, group_rows(owner, groups)), expected)
     assert torch.autograd.gradcheck(lambda t: sum_rows(t, at, group_rows(owner, groups)), (table,))
+
+
+@pytest.mark.parametrize("events", [0, 1, 500])
+def test_the_form_for_other_devices_groups_alike(events: int) -> None:
+    _, _, owner = drawn(1, events, 9, 3)
+    _, order, bounds = group_rows(owner, 9)
+    other_order, other_bounds = rows._order_by_owner(owner, 9)
+    assert torch.equal(order, other_order)
+    assert torch.equal(bounds, other_bounds)
+
+
+def test_the_form_for_other_devices_adds_gradients_up_alike(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    table, at, _ = drawn(5, 40, 1, 0)
+    (by_loops,) = torch.autograd.grad(take_rows(table, at).square().sum(), table)
+    monkeypatch.setattr(rows, "suit_loops", lambda _: False)
+    (found,) = torch.autograd.grad(take_rows(table, at).square().sum(), table)
+    torch.testing.assert_close(found, by_loops)
 
 
 def test_copies_equal_indexing() -> None:
