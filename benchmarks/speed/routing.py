@@ -209,7 +209,7 @@ def _shared(case: Case, length: int) -> list[Figure]:
     rules = TreeRules((CODES, CODES), KEEP, 0, None, TAU, False)
     held = CodeWords()
 
-    def ours(rows: Tensor) -> Tensor:
+    def ours(_: Case, rows: Tensor) -> Tensor:
         leaves, agents = rules.grow(offsets, codes)
         every = torch.arange(len(codes))
         sums = sum_rows(rows, every, group_rows(leaves.of_event, len(leaves.path)))
@@ -224,19 +224,15 @@ def _shared(case: Case, length: int) -> list[Figure]:
     frozen = Frozen(queries, vectors[leaves.of_event], None, offsets, TAU, False)
     plain = Case(case.values, frozen, case.requests, length)
     torch.testing.assert_close(
-        ours(values), padded_eager(plain, values)[filled], rtol=1e-3, atol=1e-3
+        ours(plain, values), padded_eager(plain, values)[filled], rtol=1e-3, atol=1e-3
     )
-
-    def both(route: Callable[[Tensor], Tensor]) -> None:
-        found = route(case.values)
-        torch.autograd.grad(found, case.values, torch.ones_like(found))
 
     turns = take_turns(
         {
-            "forward": partial(ours, values),
-            "both": partial(both, ours),
+            "forward": partial(ours, plain, values),
+            "both": partial(_both_passes, ours, plain),
             "padded": partial(padded_eager, plain, values),
-            "padded both": partial(both, partial(padded_eager, plain)),
+            "padded both": partial(_both_passes, padded_eager, plain),
         }
     )
     at = f"keys from codes, {length:,} events"
