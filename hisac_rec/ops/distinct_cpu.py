@@ -10,9 +10,8 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from hisac_rec.ops.compiled import compiled
+from hisac_rec.ops.compiled import Ints, compiled
 
-Ints: TypeAlias = NDArray[np.int64]
 Slots: TypeAlias = NDArray[np.int32]
 
 SPREAD = np.uint64(0x9E3779B97F4A7C15)

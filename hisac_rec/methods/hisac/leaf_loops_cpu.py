@@ -6,16 +6,14 @@ D levels, C code words of all levels, d value width.
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hisac_rec.ops.compiled import compiled
+from hisac_rec.ops.compiled import Floats, Ints, compiled
 
-Ints: TypeAlias = NDArray[np.int64]
 Doubles: TypeAlias = NDArray[np.float64]
-Floats: TypeAlias = NDArray[Any]
 
 
 @compiled

@@ -5,15 +5,9 @@ Legend: R requests, N candidates, K agent slots, D levels.
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
-
 import numpy as np
-from numpy.typing import NDArray
 
-from hisac_rec.ops.compiled import compiled
-
-Ints: TypeAlias = NDArray[np.int64]
-Floats: TypeAlias = NDArray[Any]
+from hisac_rec.ops.compiled import Floats, Ints, compiled
 
 
 @compiled

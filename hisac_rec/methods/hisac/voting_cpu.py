@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hisac_rec.methods.hisac.leaves import Leaves
-from hisac_rec.ops.compiled import compiled
-from hisac_rec.ops.distinct_cpu import Ints, distinct_of_groups
+from hisac_rec.ops.compiled import Ints, compiled
+from hisac_rec.ops.distinct_cpu import distinct_of_groups
 
 
 def count_leaves(
