@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,14 @@ from hisac_rec.data.contract import PreparedData
 torch.set_num_threads(1)
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(autouse=True)
+def no_loader_is_left() -> Iterator[None]:
+    """The test that leaves a thread reading is the one that fails, not one after it."""
+    yield
+    left = [thread for thread in threading.enumerate() if thread.name == "loader"]
+    assert not left, f"threads of loaders still run: {left}"
 
 
 @pytest.fixture(scope="session")

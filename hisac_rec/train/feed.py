@@ -13,7 +13,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -131,8 +131,14 @@ class Feeder(Iterator[RequestBatch]):
         """The batch that the pipeline has just finished (they finish in order)."""
         return self._in_flight.popleft()
 
+    def close(self) -> None:
+        """Stop reading. Nothing is left to run where training ends early or fails."""
+        self._ended = True
+        if isinstance(self._batches, Generator):
+            self._batches.close()
 
-def in_background(source: Iterable[T], ahead: int = 4) -> Iterator[T]:
+
+def in_background(source: Iterable[T], ahead: int = 4) -> Generator[T, None, None]:
     """Iterate ``source`` in a thread, at most ``ahead`` items in advance.
 
     An exception of the source is raised here, in the consumer. Leaving early stops the thread.

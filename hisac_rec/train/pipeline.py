@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from datetime import timedelta
 from typing import Any, TypeAlias
 
@@ -64,20 +65,23 @@ def make_pipeline(
 def steps(pipeline: Pipeline, feeder: Feeder) -> Iterator[tuple[Fed, Tensor, Tensor]]:
     """Run the pipeline to the end of the data: (batch, loss [], logits [N]) of each step.
 
+    The feeder is closed at the end, whichever way it is reached.
+
     Raises:
         RuntimeError: a sharded module is not pipelined; that would silently cost the overlap
             of communication with computation.
     """
     checked = False
-    while True:
-        try:
-            loss, logits = _progress(pipeline, feeder)
-        except StopIteration:
-            return
-        if not checked:
-            require_pipelined(pipeline)
-            checked = True
-        yield feeder.finished(), loss, logits
+    with closing(feeder):
+        while True:
+            try:
+                loss, logits = _progress(pipeline, feeder)
+            except StopIteration:
+                return
+            if not checked:
+                require_pipelined(pipeline)
+                checked = True
+            yield feeder.finished(), loss, logits
 
 
 def _progress(pipeline: Pipeline, feeder: Feeder) -> tuple[Tensor, Tensor]:
