@@ -35,10 +35,22 @@ def compiled(loop: Callable[P, T]) -> Callable[P, T]:
     that cannot be written, in the user's cache folder; where it finds neither, as in a read-only
     container, every process compiles for itself, a second or two.
     """
+    return _compile(loop, set())
+
+
+def compiled_in_any_order(loop: Callable[P, T]) -> Callable[P, T]:
+    """:func:`compiled`, and sums may be taken in any order: several numbers are added at once,
+    and results differ from those of a plain loop by rounding.
+    """
+    return _compile(loop, {"reassoc", "contract"})
+
+
+def _compile(loop: Callable[P, T], relaxed: set[str]) -> Callable[P, T]:
+    """``relaxed``: LLVM's names for what it need not keep of the order of floats' operations."""
     try:
-        return cast("Callable[P, T]", njit(loop, cache=True, nogil=True))
+        return cast("Callable[P, T]", njit(loop, cache=True, nogil=True, fastmath=relaxed))
     except RuntimeError:  # no place for a cache
-        return cast("Callable[P, T]", njit(loop, nogil=True))
+        return cast("Callable[P, T]", njit(loop, nogil=True, fastmath=relaxed))
 
 
 def in_threads(work: Callable[[T], None], parts: Iterable[T]) -> None:

@@ -1,13 +1,12 @@
-"""The dense arches of DLRM (arXiv 1906.00091): DenseArch, InteractionArch, OverArch.
+"""The MLPs of DLRM (arXiv 1906.00091): DenseArch and OverArch.
 
-Legend: N candidates, F feature vectors, d width.
+Legend: n rows, N candidates, d width.
 """
 
 from __future__ import annotations
 
 from itertools import pairwise
 
-import torch
 from torch import Tensor, nn
 
 from hisac_rec.ops.dropout import Dropout
@@ -39,31 +38,6 @@ class DenseArch(nn.Module):
     def forward(self, context: Tensor) -> Tensor:
         """[n, inputs] -> [n, d]."""
         return self.model(context)
-
-
-class InteractionArch(nn.Module):
-    """All pairwise dot products of the feature vectors, optionally beside the vectors.
-
-    Args:
-        vectors: F.
-        dim: d.
-        include_vectors: pass all F vectors on; else the first (the dense one) alone.
-    """
-
-    pairs: Tensor
-
-    def __init__(self, vectors: int, dim: int, include_vectors: bool) -> None:
-        super().__init__()
-        self.include_vectors = include_vectors
-        pairs = torch.triu_indices(vectors, vectors, offset=1)
-        self.register_buffer("pairs", pairs[0] * vectors + pairs[1], persistent=False)
-        self.out_dim = (vectors if include_vectors else 1) * dim + pairs.shape[1]
-
-    def forward(self, vectors: Tensor) -> Tensor:
-        """[N, F, d] -> [N, out_dim]. O(N F^2 d)."""
-        products = torch.bmm(vectors, vectors.transpose(1, 2))
-        kept = vectors.flatten(1) if self.include_vectors else vectors[:, 0]
-        return torch.cat([kept, products.flatten(1).index_select(1, self.pairs)], dim=1)
 
 
 class OverArch(nn.Module):

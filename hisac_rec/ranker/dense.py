@@ -1,6 +1,6 @@
 """Everything dense after the lookups: events, history method, interaction, logits.
 
-Legend: R requests, T events, N candidates, B bags, F feature vectors, K tasks, d width.
+Legend: R requests, T events, N candidates, B bags, K tasks, d width.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from hisac_rec.data.inputs import InputSpec, Side
 from hisac_rec.data.tasks import Task
 from hisac_rec.methods.base import Candidates, History, HistoryMethod, request_of_rows
 from hisac_rec.methods.recent import newest_events
-from hisac_rec.ranker.arches import DenseArch, InteractionArch, OverArch
+from hisac_rec.ranker.arches import DenseArch, OverArch
 from hisac_rec.ranker.config import RankerConfig
+from hisac_rec.ranker.interaction import InteractionArch
 from hisac_rec.ranker.sparse import EventEncoder, LookedUp
 
 CONTEXT_FEATURES = 1
@@ -61,9 +62,9 @@ class DenseRanker(nn.Module):
             number for number, lk in enumerate(self.candidate_lookups) if lk.column in columns
         ]
         self.dense = DenseArch(CONTEXT_FEATURES, config.dense_layers, dim)
-        vectors = 1 + len(self.user_lookups) + len(self.candidate_lookups)
-        vectors += int(self.uses_history) * method.interests + int(self.recent > 0)
-        self.interaction = InteractionArch(vectors, dim, config.include_vectors)
+        shared = 1 + len(self.user_lookups) + int(self.recent > 0)
+        own = len(self.candidate_lookups) + int(self.uses_history) * method.interests
+        self.interaction = InteractionArch(shared, own, dim, config.include_vectors)
         main, *further = spec.tasks
         # The main task's tower is called what it is called where it is the only one.
         self.over = self._tower(main, config)
@@ -155,9 +156,8 @@ class DenseRanker(nn.Module):
                 interests = self.method.read(memory, candidates).unbind(1)
             per_candidate = [*per_candidate, *interests]
         with record_function("interaction and over arch"):
-            shared = torch.stack(per_request, dim=1).index_select(0, candidates.request)
-            features = torch.cat([shared, torch.stack(per_candidate, dim=1)], dim=1)
-            crossed = self.interaction(features)
+            shared, own = torch.stack(per_request, dim=1), torch.stack(per_candidate, dim=1)
+            crossed = self.interaction(shared, own, candidates.request)
             logits: Tensor = self.over(crossed)
             if self.further:
                 others = [tower(crossed) for tower in self.towers()[1:]]

@@ -19,7 +19,7 @@ from hisac_rec.data.loader import RequestBatches
 from hisac_rec.errors import UserError
 from hisac_rec.methods.base import Candidates, MethodShape
 from hisac_rec.methods.mean import Method as Mean
-from hisac_rec.ranker.arches import InteractionArch, mlp
+from hisac_rec.ranker.arches import mlp
 from hisac_rec.ranker.build import build_ranker, optional_semantics, ranker_schema
 from hisac_rec.ranker.config import load_model_config
 from hisac_rec.ranker.ranker import Ranker
@@ -182,15 +182,6 @@ def test_tables_on_meta_allocate_nothing(small_data: PreparedData) -> None:
     ranker = build_ranker(job.config, job.schema, "meta")
     assert all(p.is_meta for p in ranker.tables.parameters())
     assert not any(p.is_meta for p in ranker.head.parameters())
-
-
-def test_interaction_by_hand() -> None:
-    vectors = torch.arange(12.0).view(1, 3, 4)
-    dots = [float(vectors[0, a] @ vectors[0, b]) for a, b in ((0, 1), (0, 2), (1, 2))]
-    whole, short = InteractionArch(3, 4, True), InteractionArch(3, 4, False)
-    assert whole(vectors).tolist() == [[*vectors.flatten().tolist(), *dots]]
-    assert short(vectors).tolist() == [[*vectors[0, 0].tolist(), *dots]]
-    assert (whole.out_dim, short.out_dim) == (15, 7)
 
 
 def test_parameter_names_do_not_depend_on_dropout() -> None:
