@@ -172,10 +172,12 @@ def test_a_candidate_of_whom_nothing_is_known_has_no_place() -> None:
     assert (found[~placed, 0] - known[~placed, 0]).abs().amax(1).min() > 1e-6
 
 
+@pytest.mark.parametrize("by_loops", [True, False])
 @pytest.mark.parametrize("place", ["codes", "vectors"])
-def test_votes_by_likeness(place: str) -> None:
+def test_votes_by_likeness(place: str, by_loops: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Counted one by one: each agent's votes in the tier of its cosine with the candidate."""
     tiers = 5
+    monkeypatch.setattr(strength, "suit_loops", lambda _: by_loops)
     method = make_method(keep=[4, 6], tiers=tiers, candidate_semantics=place)
     history, candidates = make_case([40, 0, 3], [5, 2, 4], dtype=torch.float64)
     memory = method.compress(history)

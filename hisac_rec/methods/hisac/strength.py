@@ -87,12 +87,27 @@ def vote_tiers(
         [N, 2 B] float32: log(1 + votes) of each tier, then its share of all votes; zeros for
         a candidate of whom nothing is known. O(N K D).
     """
-    cosines = kinship.cosines(candidates.request)
-    votes = memory.events[candidates.request].to(cosines.dtype)  # 0 where unfilled
-    counts = cosines.new_zeros((cosines.shape[0], tiers))
-    counts.scatter_add_(1, tier_of(cosines, tiers), votes)
+    counts = _votes_by_tier(memory, kinship, candidates.request, tiers)
     shares = counts / counts.sum(1, keepdim=True).clamp_min(1)
     return _of_placed(torch.cat([counts.log1p(), shares], dim=1), candidates)
+
+
+def _votes_by_tier(memory: InterestMemory, kinship: Kinship, request: Tensor, tiers: int) -> Tensor:
+    """[N, B] votes of the agents in each tier of their cosine with the candidate."""
+    products = kinship.products
+    if suit_loops(products):
+        from hisac_rec.methods.hisac.strength_cpu import votes_by_tier  # needs Numba
+
+        votes = memory.events.to(products.dtype)
+        likeness, words, scale, behind, of = (
+            tensor.detach().contiguous().numpy()
+            for tensor in (products, kinship.words, kinship.scale, votes, request)
+        )
+        return torch.from_numpy(votes_by_tier(likeness, words, scale, behind, of, tiers))
+    cosines = kinship.cosines(request)
+    votes = memory.events[request].to(cosines.dtype)  # 0 where unfilled
+    counts = cosines.new_zeros((cosines.shape[0], tiers))
+    return counts.scatter_add_(1, tier_of(cosines, tiers), votes)
 
 
 def _of_placed(features: Tensor, candidates: Candidates) -> Tensor:
