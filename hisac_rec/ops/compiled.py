@@ -14,11 +14,14 @@ import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from itertools import pairwise
 from typing import Any, ParamSpec, TypeAlias, TypeVar, cast
 
 import numpy as np
+import torch
 from numba import njit
 from numpy.typing import NDArray
+from torch import Tensor
 
 Ints: TypeAlias = NDArray[np.int64]
 Floats: TypeAlias = NDArray[Any]
@@ -61,6 +64,20 @@ def in_threads(work: Callable[[T], None], parts: Iterable[T]) -> None:
             pass
     elif parts:
         work(parts[0])
+
+
+def even_runs(ends: Tensor, least: int) -> list[slice]:
+    """Cut items in runs of about equally much work, one for each thread that is worth its start.
+
+    Args:
+        ends: [n+1] int64 work before each item.
+        least: work from which a thread more is worth its start.
+    """
+    work = int(ends[-1])
+    runs = min(torch.get_num_threads(), max(1, work // least))
+    goals = torch.arange(1, runs) * work // runs
+    cuts = [0, *torch.searchsorted(ends, goals).tolist(), len(ends) - 1]
+    return [slice(first, last) for first, last in pairwise(cuts) if first < last]
 
 
 @cache

@@ -6,7 +6,6 @@ P = F (F - 1) / 2 pairs, d width.
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -78,7 +77,8 @@ class _Cross(torch.autograd.Function):
         crossed = own.new_empty((count, width))
         arrays = shared.detach().numpy(), own.detach().numpy(), request.numpy()
         found = crossed.numpy()
-        in_threads(lambda run: cross(*arrays, kept, run.start, run.stop, found), _runs(request))
+        runs = _runs(request, len(shared))
+        in_threads(lambda run: cross(*arrays, kept, run.start, run.stop, found), runs)
         return crossed
 
     @staticmethod
@@ -93,15 +93,15 @@ class _Cross(torch.autograd.Function):
         given, found = gradient.contiguous().numpy(), (of_shared.numpy(), of_own.numpy())
         in_threads(
             lambda run: cross_backward(*arrays, given, ctx.kept, run.start, run.stop, *found),
-            _runs(request),
+            _runs(request, len(shared)),
         )
         return of_shared, of_own, None, None
 
 
-def _runs(request: Tensor) -> list[slice]:
-    """Candidates in runs of whole requests, one for each thread that is worth its start."""
-    count = len(request)
-    runs = min(torch.get_num_threads(), max(1, count // CANDIDATES_A_THREAD))
-    goals = request[torch.arange(1, runs) * count // runs]
-    cuts = [0, *torch.searchsorted(request, goals).tolist(), count]
-    return [slice(first, last) for first, last in pairwise(cuts) if first < last]
+def _runs(request: Tensor, requests: int) -> list[slice]:
+    """Candidates in runs of whole requests, one for each thread."""
+    from hisac_rec.ops.compiled import even_runs
+
+    ends = torch.searchsorted(request, torch.arange(requests + 1))
+    runs = even_runs(ends, CANDIDATES_A_THREAD)
+    return [slice(int(ends[run.start]), int(ends[run.stop])) for run in runs]

@@ -20,9 +20,7 @@ from hisac_rec.methods.hisac import strength
 from hisac_rec.methods.hisac.method import HiSAC, HiSACConfig
 from hisac_rec.methods.hisac.reference import path_vector, route, vote
 from hisac_rec.methods.hisac.strength import path_vote_features, vote_tiers
-from hisac_rec.methods.parts import attention
 from hisac_rec.methods.parts.agents import log_weights
-from hisac_rec.methods.parts.blocks import make_blocks
 
 
 def make_method(dtype: torch.dtype = torch.float64, **keys: Any) -> HiSAC:
@@ -353,21 +351,6 @@ def test_path_votes_are_the_agents_votes_along_the_candidates_path(
             here = sum(v for path, v in agents.items() if list(path[:level]) == codes[:level])
             expected += [math.log1p(here), here / total]
         assert got[row].tolist() == pytest.approx(expected, abs=1e-6)
-
-
-@pytest.mark.parametrize("counts", [[3, 0, 5], [20]])
-def test_both_ways_to_look_up_similarities_agree(
-    counts: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    history, candidates = make_case([40, 0, 3][: len(counts)], counts, dtype=torch.float64)
-    method = make_method()
-    memory = method.compress(history)
-    kinship = method._kinship(memory, candidates)
-    blocks = make_blocks(candidates.offsets, 4)
-    by_loops = kinship.scores(blocks)
-    monkeypatch.setattr(attention, "suit_loops", lambda _: False)
-    torch.testing.assert_close(by_loops, kinship.scores(blocks))
-    assert by_loops.abs().max() > 0.1
 
 
 @pytest.mark.parametrize("way", ["gate", "add", "off"])

@@ -72,8 +72,8 @@ def test_gradients_in_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(interaction, "CANDIDATES_A_THREAD", 2)
     monkeypatch.setattr("torch.get_num_threads", lambda: 4)
     *vectors, request = drawn([3, 0, 1, 5, 1, 0, 2], 2, 3, 4)
-    runs = interaction._runs(request)
-    assert [slice(0, 3), slice(3, 4), slice(4, 9), slice(9, 12)] == runs
+    runs = interaction._runs(request, 7)
+    assert [slice(0, 3), slice(3, 9), slice(9, 12)] == runs
     arch = InteractionArch(2, 3, 4, True)
     torch.testing.assert_close(arch(*vectors, request), by_operators(arch, *vectors, request))
     assert torch.autograd.gradcheck(lambda *given: arch(*given, request), vectors)

@@ -95,7 +95,7 @@ def request_parts(geometry: LeafGeometry, dtype: torch.dtype) -> Iterator[Part]:
 def look_up_weights(geometry: LeafGeometry, part: slice, dtype: torch.dtype) -> Tensor:
     """[P] weights of some requests, request by request, agent by agent, by a loop over pairs."""
     from hisac_rec.methods.hisac.leaf_loops_cpu import score_pairs  # needs Numba
-    from hisac_rec.ops.compiled import in_threads
+    from hisac_rec.ops.compiled import even_runs, in_threads
 
     agents, leaves = _bounds(geometry, part)
     ends = functional.pad((agents.diff() * leaves.diff()).cumsum(0), (1, 0))
@@ -110,21 +110,8 @@ def look_up_weights(geometry: LeafGeometry, part: slice, dtype: torch.dtype) -> 
         at = agents[bounds].numpy(), leaves[bounds].numpy()
         score_pairs(words, own, *at, gram, scale, geometry.squared, scores)
 
-    in_threads(score, _runs(ends))
+    in_threads(score, even_runs(ends, PAIRS_A_THREAD))
     return weights.exp_()
-
-
-def _runs(ends: Tensor) -> list[slice]:
-    """Requests in runs of about equally many pairs, one for each thread that is worth it.
-
-    Args:
-        ends: [R+1] pairs before each request.
-    """
-    pairs = int(ends[-1])
-    runs = min(torch.get_num_threads(), max(1, pairs // PAIRS_A_THREAD))
-    goals = torch.arange(1, runs) * pairs // runs
-    cuts = [0, *torch.searchsorted(ends, goals).tolist(), len(ends) - 1]
-    return [slice(first, last) for first, last in pairwise(cuts) if first < last]
 
 
 def _are_many(geometry: LeafGeometry) -> bool:

@@ -48,13 +48,6 @@ class Kinship:
     @torch.no_grad()
     def _similarities(self, blocks: Blocks) -> Tensor:
         """[n, B, K+1] of the candidates of each block, 0 for the null slot."""
-        if suit_loops(self.products):
-            from hisac_rec.methods.parts.kinship_cpu import block_similarities  # needs Numba
-
-            frozen = (self.products, self.words, self.scale, blocks.request, blocks.index)
-            return torch.from_numpy(
-                block_similarities(*(of.detach().contiguous().numpy() for of in frozen))
-            )
         rows = blocks.gather(self.products)
         scale = self.scale[blocks.request].unsqueeze(1)
         similarity = torch.zeros_like(scale)
@@ -129,30 +122,73 @@ class CandidateAttention(nn.Module):
         Returns:
             [N, d]. Cost O(R K d^2 + N d^2 + N K (d + s)).
         """
-        requests = memory.shape[0]
-        if requests == 1 and candidates.shape[0]:  # `len` would fix the number in an export
-            blocks = one_block(candidates.shape[0], offsets.device)
+        projected = self.query(candidates), self.key(memory), self.value(memory)
+        # Asked of what has been projected: under autocast that is bf16, which no loop knows.
+        by_loops = all(map(suit_loops, projected))
+        attend = self._by_loops if by_loops else self._by_blocks
+        return self.out(attend(*projected, offsets, mask, bias, kinship))
+
+    def _by_loops(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        offsets: Tensor,
+        mask: Tensor,
+        bias: Tensor | None,
+        kinship: Kinship | None,
+    ) -> Tensor:
+        """[N, d] what all heads attend to, side by side."""
+        from hisac_rec.methods.parts.attend import attend, similarities  # needs Numba
+
+        bias = torch.zeros_like(mask, dtype=keys.dtype) if bias is None else bias.to(keys.dtype)
+        near = None
+        if kinship is not None:
+            frozen = kinship.products, kinship.words, kinship.scale
+            near = kinship.gain.to(keys.dtype), similarities(*frozen, offsets).to(keys.dtype)
+        filled = torch.arange(1, mask.shape[1] + 1, device=mask.device) * mask
+        return attend(
+            self.heads,
+            queries,
+            (self.null_key, keys),
+            (self.null_value, values),
+            bias.masked_fill(~mask, float("-inf")),
+            near,
+            offsets,
+            filled.amax(1),
+        )
+
+    def _by_blocks(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        offsets: Tensor,
+        mask: Tensor,
+        bias: Tensor | None,
+        kinship: Kinship | None,
+    ) -> Tensor:
+        """The same by torch's attention of blocks of candidates; the null slot comes last."""
+        requests, count = keys.shape[0], queries.shape[0]
+        if requests == 1 and count:  # `len` would fix the number in an export
+            blocks = one_block(count, offsets.device)
         else:
-            blocks = make_blocks(offsets, block_size(len(candidates), requests, largest=64))
-        queries = self._split(blocks.gather(self.query(candidates)))
-        keys = self._split(_append(self.key(memory), self.null_key))
-        values = self._split(_append(self.value(memory), self.null_value))
-        scores = torch.zeros_like(mask, dtype=memory.dtype) if bias is None else bias
+            blocks = make_blocks(offsets, block_size(len(queries), requests, largest=64))
+        scores = torch.zeros_like(mask, dtype=keys.dtype) if bias is None else bias
         scores = scores.masked_fill(~mask, float("-inf"))
         scores = functional.pad(scores, (0, 1))[blocks.request, None, None, :].to(queries.dtype)
         if kinship is not None:
             scores = scores + kinship.scores(blocks).to(queries.dtype)
         attended = functional.scaled_dot_product_attention(
-            queries,
-            keys.index_select(0, blocks.request),
-            values.index_select(0, blocks.request),
+            self._split(blocks.gather(queries)),
+            self._split(_append(keys, self.null_key)).index_select(0, blocks.request),
+            self._split(_append(values, self.null_value)).index_select(0, blocks.request),
             attn_mask=scores,
         )
-        if kinship is not None and not candidates.shape[0]:
+        if kinship is not None and not count:
             # The fused kernel drops an empty bias from the graph; other ranks wait for it.
             attended = attended + 0.0 * kinship.gain.sum()
-        joined = attended.transpose(1, 2).flatten(2)
-        return self.out(blocks.rows(joined))
+        return blocks.rows(attended.transpose(1, 2).flatten(2))
 
     @torch.no_grad()
     def weights(

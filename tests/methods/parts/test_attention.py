@@ -7,9 +7,17 @@ import torch
 from torch import Tensor
 
 from hisac_rec.errors import UserError
+from hisac_rec.methods.parts import attention
 from hisac_rec.methods.parts.attention import CandidateAttention
 
 DIM = 8
+
+
+@pytest.fixture(params=["loops", "blocks"], autouse=True)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test holds for the loops of a CPU and for the blocks of other devices."""
+    if request.param == "blocks":
+        monkeypatch.setattr(attention, "suit_loops", lambda _: False)
 
 
 def make_attention(heads: int) -> CandidateAttention:
