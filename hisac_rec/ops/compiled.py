@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Ints: TypeAlias = NDArray[np.int64]
+Int16s: TypeAlias = NDArray[np.int16]
 Floats: TypeAlias = NDArray[Any]
 """Of either width: a loop is compiled for each that it is called with."""
 

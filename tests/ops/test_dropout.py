@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from hisac_rec.ops import dropout
 from hisac_rec.ops.dropout import STEPS, Dropout
 
 
@@ -40,6 +41,17 @@ def test_gradient_passes_where_values_do_and_seeds_repeat() -> None:
     assert torch.equal(gradient == 0, found == 0)
     torch.manual_seed(1)
     assert torch.equal(layer(inputs), found)
+
+
+def test_the_loop_equals_the_operators(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = torch.randn(7, 50).T.requires_grad_()  # not contiguous
+    layer, found = Dropout(0.3), []
+    for by_loop in (True, False):
+        monkeypatch.setattr(dropout, "suit_loops", lambda _, by_loop=by_loop: by_loop)
+        torch.manual_seed(1)
+        kept = layer(inputs)
+        found.append((kept, *torch.autograd.grad(kept.square().sum(), inputs)))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-6, atol=0)
 
 
 def test_nothing_is_dropped_without_training_or_rate() -> None:
