@@ -14,7 +14,13 @@ from pathlib import Path
 WORK = Path("runs/speed")
 """Prepared data, kept between runs."""
 
-LARGE_STEP = ("loader.batch_tokens=262144", "loader.max_candidates=8192")
+
+def step_of(tokens: int) -> tuple[str, str]:
+    """Settings of a step of so many tokens, and as many candidates to a token as by default."""
+    return (f"loader.batch_tokens={tokens}", f"loader.max_candidates={tokens // 32}")
+
+
+LARGE_STEP = step_of(262_144)
 """Four times the default tokens a step."""
 
 
