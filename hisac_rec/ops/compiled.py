@@ -10,18 +10,12 @@ the loop's file changes, and not when the file of another does (``tests/ops/test
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
-from itertools import pairwise
+from collections.abc import Callable
 from typing import Any, ParamSpec, TypeAlias, TypeVar, cast
 
 import numpy as np
-import torch
 from numba import njit
 from numpy.typing import NDArray
-from torch import Tensor
 
 Ints: TypeAlias = NDArray[np.int64]
 Int16s: TypeAlias = NDArray[np.int16]
@@ -55,36 +49,3 @@ def _compile(loop: Callable[P, T], relaxed: set[str]) -> Callable[P, T]:
         return cast("Callable[P, T]", njit(loop, cache=True, nogil=True, fastmath=relaxed))
     except RuntimeError:  # no place for a cache
         return cast("Callable[P, T]", njit(loop, nogil=True, fastmath=relaxed))
-
-
-def in_threads(work: Callable[[T], None], parts: Iterable[T]) -> None:
-    """Run ``work`` on every part, side by side where it is compiled; some 50 microseconds."""
-    parts = list(parts)
-    if len(parts) > 1:
-        for _ in _threads().map(work, parts):
-            pass
-    elif parts:
-        work(parts[0])
-
-
-def even_runs(ends: Tensor, least: int) -> list[slice]:
-    """Cut items in runs of about equally much work, one for each thread that is worth its start.
-
-    Args:
-        ends: [n+1] int64 work before each item.
-        least: work from which a thread more is worth its start.
-    """
-    work = int(ends[-1])
-    runs = min(torch.get_num_threads(), max(1, work // least))
-    goals = torch.arange(1, runs) * work // runs
-    cuts = [0, *torch.searchsorted(ends, goals).tolist(), len(ends) - 1]
-    return [slice(first, last) for first, last in pairwise(cuts) if first < last]
-
-
-@cache
-def _threads() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="loops")
-
-
-# A fork copies the pool and none of its threads: a child that used it would wait for ever.
-os.register_at_fork(after_in_child=_threads.cache_clear)

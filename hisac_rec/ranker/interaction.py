@@ -66,7 +66,7 @@ class _Cross(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, shared: Tensor, own: Tensor, request: Tensor, kept: int) -> Tensor:
-        from hisac_rec.ops.compiled import in_threads  # needs Numba, which a GPU does not
+        from hisac_rec.ops.threads import in_threads
         from hisac_rec.ranker.interaction_cpu import cross
 
         shared, own = shared.contiguous(), own.contiguous()
@@ -84,7 +84,7 @@ class _Cross(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        from hisac_rec.ops.compiled import in_threads
+        from hisac_rec.ops.threads import in_threads
         from hisac_rec.ranker.interaction_cpu import cross_backward
 
         shared, own, request = ctx.saved_tensors
@@ -100,7 +100,7 @@ class _Cross(torch.autograd.Function):
 
 def _runs(request: Tensor, requests: int) -> list[slice]:
     """Candidates in runs of whole requests, one for each thread."""
-    from hisac_rec.ops.compiled import even_runs
+    from hisac_rec.ops.threads import even_runs
 
     ends = torch.searchsorted(request, torch.arange(requests + 1))
     runs = even_runs(ends, CANDIDATES_A_THREAD)

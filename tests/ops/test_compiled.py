@@ -12,7 +12,8 @@ import pytest
 
 import hisac_rec
 from hisac_rec.ops import compiled as module
-from hisac_rec.ops.compiled import compiled, in_threads
+from hisac_rec.ops.compiled import compiled
+from hisac_rec.ops.threads import in_threads
 
 
 def double(number: int) -> int:

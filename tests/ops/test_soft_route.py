@@ -206,6 +206,48 @@ def test_rows_that_come_ever_nearer(nearest: float) -> None:
     torch.testing.assert_close(gradient.double(), slope, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("counted", [False, True])
+@pytest.mark.parametrize("squared", [False, True])
+@pytest.mark.parametrize("inference", [False, True])
+def test_requests_side_by_side_in_fp32(
+    monkeypatch: pytest.MonkeyPatch, counted: bool, squared: bool, inference: bool
+) -> None:
+    """Threads with requests of their own, and torch's threads are what they were."""
+    lengths, threads = [70, 0, 3, 200, 40, 1], torch.get_num_threads()
+    monkeypatch.setattr(stream, "PRODUCTS_A_THREAD", 1)
+    values, frozen = random_case(
+        lengths, 3, squared=squared, counted=counted, dtype=torch.float32, seed=2
+    )
+    exact = replace(frozen, queries=frozen.queries.double(), keys=frozen.keys.double())
+    wanted = values.double().requires_grad_()
+    with computed_by("padded", 100):
+        expected = soft_route(wanted, exact)
+        (slope,) = torch.autograd.grad(expected.square().sum(), wanted)
+    torch.set_num_threads(3)
+    try:
+        with computed_by("stream", 64), torch.inference_mode(inference):
+            found = soft_route(values.requires_grad_(not inference), frozen)
+        torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+        if not inference:
+            with computed_by("stream", 64):
+                (gradient,) = torch.autograd.grad(found.square().sum(), values)
+            torch.testing.assert_close(gradient.double(), slope, rtol=1e-4, atol=1e-5)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("squared", [False, True])
+def test_rounding_of_far_rows_in_fp32_makes_no_weight_infinite(squared: bool) -> None:
+    """Norms of 1e6 at a temperature of 1e-3: a distance's rounding is many temperatures."""
+    values, frozen = random_case([50], 4, tau=1e-3, squared=squared, dtype=torch.float32)
+    far = replace(frozen, queries=frozen.queries * 1e3, keys=frozen.keys * 1e3)
+    with computed_by("stream", 64):
+        found = soft_route(values, far)
+    assert found.isfinite().all()
+    assert found.abs().max() <= values.abs().max() * 1.001  # a mean of values
+
+
 @pytest.mark.parametrize("backend", ["padded", "stream"])
 def test_very_distant_events_do_not_overflow(backend: str) -> None:
     values, frozen = random_case([50], 2, tau=1e-3)

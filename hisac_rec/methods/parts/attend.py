@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from hisac_rec.methods.parts import attention_cpu
-from hisac_rec.ops.compiled import even_runs, in_threads
+from hisac_rec.ops.threads import even_runs, in_threads
 
 CANDIDATES_A_THREAD = 256
 """A thread more is worth its start from so many candidates, some hundreds of microseconds."""
