@@ -21,7 +21,7 @@ from torch.library import custom_op
 from hisac_rec.ops.soft_route import padded, stream
 from hisac_rec.ops.soft_route.problem import Backend, Frozen, Routed, Routing
 
-STREAM_ROWS = 256
+STREAM_ROWS = 128
 """Mean rows a request from which a CPU streams; shorter ones share matrix products."""
 
 
