@@ -1,7 +1,7 @@
-"""Work of a CPU side by side: compiled loops, and matrix products too small to be shared out.
+"""Compiled loops of a CPU side by side.
 
-torch shares out one operator at a time, and its threads meet after each. Work that falls into parts
-goes further with a thread for each part.
+Not for matrix products: torch's own threads go on spinning for milliseconds after an operator of
+theirs, on the cores that ours would run on.
 """
 
 from __future__ import annotations
@@ -30,30 +30,6 @@ def in_threads(work: Callable[[T], None], parts: Iterable[T]) -> None:
         wait(others)
     for other in others:
         other.result()
-
-
-def in_threads_of_one(work: Callable[[T], None], parts: Iterable[T]) -> None:
-    """:func:`in_threads`, and within a part torch's operators have one thread, without gradients.
-
-    Where there is one part alone they keep all threads.
-    """
-    parts = list(parts)
-    if len(parts) < 2:
-        with torch.no_grad():
-            in_threads(work, parts)
-        return
-    threads, inference = torch.get_num_threads(), torch.is_inference_mode_enabled()
-
-    def alone(part: T) -> None:
-        torch.set_num_threads(1)
-        # What a thread may record is its own affair: a new one begins with gradients.
-        with torch.inference_mode(inference), torch.no_grad():
-            work(part)
-
-    try:
-        in_threads(alone, parts)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def even_runs(ends: Tensor, least: int) -> list[slice]:

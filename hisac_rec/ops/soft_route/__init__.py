@@ -3,7 +3,7 @@
 - ``op``: the operator, its gradient, and which backend runs it
 - ``padded``: plain torch over padded blocks, any device, any routing
 - ``stream``, ``block``, ``stream_cpu``: CPU, long histories, request by request through a buffer
-  that stays in the cache, threads side by side
+  that stays in the cache
 - ``triton_kernels``, ``fused``: CUDA, one pass, nothing of size rows x agents in memory
 """
 

@@ -46,15 +46,18 @@ class Block:
         """Of a squared distance."""
         return self.frozen.tau ** (-1 if self.frozen.squared else -2)
 
-    def nearest(self) -> Tensor:
-        """[K] distance / tau of the nearest row. Before :meth:`weigh`. O(n K)."""
+    def nearest(self, rows: int | None = None) -> Tensor:
+        """[K] distance / tau of the nearest row, of the first ``rows``. Before :meth:`weigh`.
+        O(n K).
+        """
+        products, of_keys = self.products[:rows], self.of_keys[:rows]
         if self.by_loops:
             from hisac_rec.ops.soft_route import stream_cpu  # needs Numba, which a GPU does not
 
             found = torch.empty_like(self.of_queries)
-            _run(stream_cpu.find_nearest, self.products, self.of_queries, self.of_keys, found)
+            _run(stream_cpu.find_nearest, products, self.of_queries, of_keys, found)
         else:
-            found = self._squares(self.products.clone()).amin(0)
+            found = self._squares(products.clone(), of_keys).amin(0)
         return self._distance(found)
 
     def weigh(self, nearest: Tensor) -> tuple[Tensor, Tensor]:
@@ -70,7 +73,9 @@ class Block:
             tensors = self.products, self.of_queries, self.of_keys, own, nearest
             _run(stream_cpu.weigh, *tensors, self.scale, self.frozen.squared, mass)
             return self.products, mass
-        weights = torch.sub(nearest, self._distance(self._squares(self.products))).exp_()
+        weights = torch.sub(
+            nearest, self._distance(self._squares(self.products, self.of_keys))
+        ).exp_()
         return weights, weights.sum(0) if counts is None else counts.to(weights.dtype) @ weights
 
     @property
@@ -78,9 +83,9 @@ class Block:
         """They know the exponential of float32 alone."""
         return self.products.dtype == torch.float32
 
-    def _squares(self, products: Tensor) -> Tensor:
+    def _squares(self, products: Tensor, of_keys: Tensor) -> Tensor:
         """Products, in place, to squared distances."""
-        return products.mul_(-2).add_(self.of_keys.unsqueeze(1)).add_(self.of_queries)
+        return products.mul_(-2).add_(of_keys.unsqueeze(1)).add_(self.of_queries)
 
     def _distance(self, squares: Tensor) -> Tensor:
         """Squared distances, in place, to distances / tau."""
