@@ -1,7 +1,7 @@
 """Measure the speed of everything and write docs/results/speed.md: what ``make bench`` runs.
 
-Every figure is a ratio whose two sides were taken in turns in one run; the page before this
-one is compared, never enforced::
+Every figure is a ratio whose two sides were taken in turns in one run; the last committed
+page is compared, never enforced::
 
     python -m benchmarks.bench
     python -m benchmarks.bench routing voting
@@ -14,6 +14,7 @@ import argparse
 import importlib
 import json
 import platform
+import subprocess
 import sys
 import time
 from collections.abc import Mapping
@@ -47,8 +48,8 @@ def main() -> None:
     keep_freed_memory()  # as every training does
     RECORD.mkdir(parents=True, exist_ok=True)
     path = RECORD / "figures.json"
-    before: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-    record = dict(before)
+    record: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    before = _committed(path) or dict(record)
     for name in [] if arguments.report_only else arguments.topics:
         sys.stderr.write(f"{name} ...\n")
         begin = time.monotonic()
@@ -58,6 +59,18 @@ def main() -> None:
         path.write_text(json.dumps(record, indent=1) + "\n")
     _draw(record)
     PAGE.write_text(_page(record, before))
+
+
+def _committed(path: Path) -> dict[str, Any]:
+    """What the last commit holds of a JSON file; nothing outside a checkout."""
+    try:
+        shown = subprocess.run(
+            ["git", "show", f"HEAD:{path.as_posix()}"], capture_output=True, text=True, check=False
+        )
+    except FileNotFoundError:  # no git
+        return {}
+    found: dict[str, Any] = json.loads(shown.stdout) if shown.returncode == 0 else {}
+    return found
 
 
 def _as_record(topic: Topic, seconds: float) -> dict[str, Any]:
@@ -81,7 +94,7 @@ def _page(record: Mapping[str, Any], before: Mapping[str, Any]) -> str:
         "",
         "Ratios, each taken in one run with its rivals in turns: median over turns and, in",
         "brackets, the quartiles. Made by `make bench` (`python -m benchmarks.bench TOPIC` for one",
-        "topic); no test enforces them. *Before* is the page before this one.",
+        "topic); no test enforces them. *Before* is the page of the commit before.",
     ]
     for name in known:
         topic = record[name]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -30,7 +29,7 @@ class Ran:
 
     Args:
         windows: the log lines' numbers, without the first window's.
-        peak_gib: largest resident memory of any child so far.
+        peak_gib: largest resident memory of the process, or of one that it started.
     """
 
     windows: list[dict[str, float]]
@@ -96,14 +95,22 @@ def train(
     module = "benchmarks.speed.pinned" if pinned else "hisac_rec"
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
-        _run([*launch, module, "train", model, str(data), "--out", str(out), *sets], environment)
+        words = [*launch, module, "train", model, str(data), "--out", str(out), *sets]
+        peak = _run(words, environment)
         lines = (out / "metrics.jsonl").read_text().splitlines()
     windows = [line for line in map(json.loads, lines) if line["group"] == "train"]
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
     return Ran(windows[1:-1] or windows, peak)
 
 
-def _run(words: list[str], environment: dict[str, str] | None = None) -> None:
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(words)}\n{done.stderr[-4_000:]}")
+def _run(words: list[str], environment: dict[str, str] | None = None) -> float:
+    """Run to the end, quietly; GiB of memory that it held at most."""
+    with tempfile.TemporaryFile("w+") as said:
+        process = subprocess.Popen(
+            words, env=environment, stdout=subprocess.DEVNULL, stderr=said, text=True
+        )
+        _, status, used = os.wait4(process.pid, 0)  # of this child alone
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            said.seek(0)
+            raise SystemExit(f"{' '.join(words)}\n{said.read()[-4_000:]}")
+    return float(used.ru_maxrss) / 2**20

@@ -73,7 +73,7 @@ def measure() -> Topic:
         "files, the default 65,536 tokens a step and four times that. A third of a HiSAC step of "
         "65,536 tokens are torch's and TorchRec's calls, which cost the same for 65 requests as "
         "for 260; DIN has thirty times the arithmetic to hide them behind. So the ratio at that "
-        "size depends on how quiet the machine is: on one day it came out between 5.9 and 8.1."
+        "size depends on how quiet the machine is: on two days it came out between 5.6 and 8.1."
     )
     return Topic("Training", text, figures, {})
 
