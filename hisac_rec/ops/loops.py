@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 import torch
 from torch import Tensor
+
+_WITHOUT: ContextVar[bool] = ContextVar("without loops", default=False)
 
 
 def suit_loops(numbers: Tensor) -> bool:
@@ -11,4 +17,15 @@ def suit_loops(numbers: Tensor) -> bool:
     and no graph is being taken, which holds torch operators alone.
     """
     known = numbers.dtype in (torch.float32, torch.float64)
-    return known and numbers.device.type == "cpu" and not torch.compiler.is_compiling()
+    here = known and numbers.device.type == "cpu" and not torch.compiler.is_compiling()
+    return here and not _WITHOUT.get()
+
+
+@contextmanager
+def without_loops() -> Iterator[None]:
+    """Within it a CPU runs what other devices run, to tell what they would take."""
+    token = _WITHOUT.set(True)
+    try:
+        yield
+    finally:
+        _WITHOUT.reset(token)

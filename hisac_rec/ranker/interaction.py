@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from hisac_rec.ops.loops import suit_loops
+from hisac_rec.ops.threads import even_runs, in_threads
 
 CANDIDATES_A_THREAD = 512
 """A thread more is worth its start from so many candidates, some hundreds of microseconds."""
@@ -66,8 +67,7 @@ class _Cross(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, shared: Tensor, own: Tensor, request: Tensor, kept: int) -> Tensor:
-        from hisac_rec.ops.threads import in_threads
-        from hisac_rec.ranker.interaction_cpu import cross
+        from hisac_rec.ranker.interaction_cpu import cross  # needs Numba, which a GPU does not
 
         shared, own = shared.contiguous(), own.contiguous()
         ctx.save_for_backward(shared, own, request)
@@ -84,7 +84,6 @@ class _Cross(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        from hisac_rec.ops.threads import in_threads
         from hisac_rec.ranker.interaction_cpu import cross_backward
 
         shared, own, request = ctx.saved_tensors
@@ -100,8 +99,6 @@ class _Cross(torch.autograd.Function):
 
 def _runs(request: Tensor, requests: int) -> list[slice]:
     """Candidates in runs of whole requests, one for each thread."""
-    from hisac_rec.ops.threads import even_runs
-
     ends = torch.searchsorted(request, torch.arange(requests + 1))
     runs = even_runs(ends, CANDIDATES_A_THREAD)
     return [slice(int(ends[run.start]), int(ends[run.stop])) for run in runs]

@@ -8,6 +8,7 @@ candidate takes.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,8 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from hisac_rec.data.batch import RequestBatch
 from hisac_rec.data.inputs import InputSpec, Lookup
 from hisac_rec.data.loader import RequestBatches
-from hisac_rec.planning.config import ReserveConfig
+from hisac_rec.ops.loops import without_loops
+from hisac_rec.planning.config import PlannerConfig
 from hisac_rec.planning.footprint import Footprint, FootprintOf, dense_bytes
 from hisac_rec.ranker.build import build_ranker
 from hisac_rec.ranker.ranker import Ranker
@@ -55,23 +57,25 @@ class Measured:
 
 
 def footprint_of(
-    job: Job, model: Ranker, reserve: ReserveConfig, events: float, candidates: float
+    job: Job, model: Ranker, planner: PlannerConfig, events: float, candidates: float
 ) -> FootprintOf:
-    """What a rank holds besides tables; what ``reserve`` says replaces what is measured.
+    """What a rank holds besides tables; what ``planner.reserve`` says replaces what is measured.
 
     Args:
         job: model and data; of the data the first batch is read.
         model: its unsharded ranker.
-        reserve: of the planner config.
+        planner: for which device, and what it is told to reserve.
         events: history events of a mean request.
         candidates: of a mean request.
 
     Returns:
         Gives whole MiB, so that processes whose floating-point sums differ agree.
     """
+    reserve = planner.reserve
     dense = dense_bytes(model) if reserve.dense_gib is None else reserve.dense_gib * 2**30
     given = reserve.activation_kib
-    measured = measure(job) if reserve.batches or given is None else None
+    needed = reserve.batches or given is None
+    measured = measure(job, planner.topology.device) if needed else None
 
     def footprint(requests: int, history: float) -> Footprint:
         read, ranked = requests * events * history, requests * candidates
@@ -90,15 +94,17 @@ def footprint_of(
     return footprint
 
 
-def measure(job: Job) -> Measured:
-    """Bytes of training batches and of what their forward passes keep.
+def measure(job: Job, device: str) -> Measured:
+    """Bytes of training batches and of what their forward passes keep on such a device.
 
     Where the two batches do not tell events and candidates apart, both take the same.
     """
     spec = job.spec
     mean = job.data.stats.history_length_mean
     short = max(1, round(min(mean, spec.max_history or mean) / SHORTER))
-    rows, sizes = zip(*(_pass(job, cut) for cut in (spec.max_history, short)), strict=True)
+    with nullcontext() if device == "cpu" else without_loops():
+        passes = [_pass(job, cut) for cut in (spec.max_history, short)]
+    rows, sizes = zip(*passes, strict=True)
     of_one = sizes[0][0] / max(1, sum(rows[0])), sizes[0][1] / max(1, sum(rows[0]))
     if abs(np.linalg.det(np.array(rows))) <= np.prod(rows[0]) / SHORTER:
         return Measured(of_one, of_one)

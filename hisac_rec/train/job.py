@@ -87,7 +87,7 @@ class Job:
         return make_plan(
             model,
             planner,
-            footprint=footprint_of(self, model, planner.reserve, events, candidates),
+            footprint=footprint_of(self, model, planner, events, candidates),
             requests_per_rank=requests,
             pooling_factors=pooling_factors(self.spec, self.data, requests) | traffic.ids,
             bags_per_request=traffic.bags,

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from hisac_rec.methods.hisac.leaf_geometry import LeafGeometry
+from hisac_rec.ops.threads import even_runs, in_threads
 
 LEAST_PAIRS = 6_000
 """Mean pairs a request from which products are used."""
@@ -95,7 +96,6 @@ def request_parts(geometry: LeafGeometry, dtype: torch.dtype) -> Iterator[Part]:
 def look_up_weights(geometry: LeafGeometry, part: slice, dtype: torch.dtype) -> Tensor:
     """[P] weights of some requests, request by request, agent by agent, by a loop over pairs."""
     from hisac_rec.methods.hisac.leaf_loops_cpu import score_pairs  # needs Numba
-    from hisac_rec.ops.threads import even_runs, in_threads
 
     agents, leaves = _bounds(geometry, part)
     ends = functional.pad((agents.diff() * leaves.diff()).cumsum(0), (1, 0))
