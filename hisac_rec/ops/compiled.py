@@ -1,8 +1,9 @@
-"""Loops over whole numbers on a CPU, compiled by Numba.
+"""Loops on a CPU, compiled by Numba.
 
-torch has no operator for them: counting into groups, choosing among siblings, look-ups in
-chains. What a dozen small torch operators do in as many passes is one pass here. The torch form
-stays for every other device and is what the loop is tested against.
+torch has no operator for them: counting into groups, choosing among siblings, look-ups in chains,
+products of a few numbers for each of many. What a dozen small torch operators do in as many passes
+is one pass here. The torch form stays for every other device and is what the loop is tested
+against.
 
 A compiled loop may call those of its own file alone: what Numba keeps of a loop is dropped when
 the loop's file changes, and not when the file of another does (``tests/ops/test_compiled.py``).

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 _WITHOUT: ContextVar[bool] = ContextVar("without loops", default=False)
@@ -21,9 +23,16 @@ def suit_loops(numbers: Tensor) -> bool:
     return here and not _WITHOUT.get()
 
 
+def as_arrays(*tensors: Tensor) -> list[NDArray[Any]]:
+    """What a loop takes: the tensors' own numbers where they are contiguous, else copies, of which
+    nothing that is written comes back.
+    """
+    return [tensor.detach().contiguous().numpy() for tensor in tensors]
+
+
 @contextmanager
 def without_loops() -> Iterator[None]:
-    """Within it a CPU runs what other devices run, to tell what they would take."""
+    """Within it no loop suits, and a CPU runs what other devices run, to tell what they keep."""
     token = _WITHOUT.set(True)
     try:
         yield

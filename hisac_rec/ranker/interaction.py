@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from hisac_rec.ops.loops import suit_loops
+from hisac_rec.ops.loops import as_arrays, suit_loops
 from hisac_rec.ops.threads import even_runs, in_threads
 
 CANDIDATES_A_THREAD = 512
@@ -75,10 +75,9 @@ class _Cross(torch.autograd.Function):
         count, vectors = len(own), shared.shape[1] + own.shape[1]
         width = kept * own.shape[2] + vectors * (vectors - 1) // 2
         crossed = own.new_empty((count, width))
-        arrays = shared.detach().numpy(), own.detach().numpy(), request.numpy()
-        found = crossed.numpy()
+        arrays = as_arrays(shared, own, request, crossed)
         runs = _runs(request, len(shared))
-        in_threads(lambda run: cross(*arrays, kept, run.start, run.stop, found), runs)
+        in_threads(lambda run: cross(run.start, run.stop, kept, *arrays), runs)
         return crossed
 
     @staticmethod
@@ -88,12 +87,9 @@ class _Cross(torch.autograd.Function):
 
         shared, own, request = ctx.saved_tensors
         of_shared, of_own = torch.zeros_like(shared), torch.empty_like(own)
-        arrays = shared.numpy(), own.numpy(), request.numpy()
-        given, found = gradient.contiguous().numpy(), (of_shared.numpy(), of_own.numpy())
-        in_threads(
-            lambda run: cross_backward(*arrays, given, ctx.kept, run.start, run.stop, *found),
-            _runs(request, len(shared)),
-        )
+        arrays = as_arrays(shared, own, request, gradient, of_shared, of_own)
+        runs = _runs(request, len(shared))
+        in_threads(lambda run: cross_backward(run.start, run.stop, ctx.kept, *arrays), runs)
         return of_shared, of_own, None, None
 
 

@@ -13,18 +13,18 @@ from hisac_rec.ops.compiled import Floats, Ints, compiled_in_any_order
 
 @compiled_in_any_order
 def cross(
-    shared: Floats, own: Floats, request: Ints, kept: int, first: int, last: int, found: Floats
+    first: int, last: int, kept: int, shared: Floats, own: Floats, request: Ints, found: Floats
 ) -> None:
     """The vectors that are passed on, then the products of each pair, of some candidates.
     O(n F^2 d / 2).
 
     Args:
+        first: of the candidates.
+        last: one after the last.
+        kept: k.
         shared: [R, S, d] of the requests.
         own: [N, O, d] of the candidates.
         request: [N] of each candidate.
-        kept: k.
-        first: of the candidates.
-        last: one after the last.
         found: [N, k d + P] written from ``first`` to ``last``.
     """
     of_request, width = shared.shape[1], shared.shape[2]
@@ -50,26 +50,26 @@ def cross(
 
 @compiled_in_any_order
 def cross_backward(
+    first: int,
+    last: int,
+    kept: int,
     shared: Floats,
     own: Floats,
     request: Ints,
     gradient: Floats,
-    kept: int,
-    first: int,
-    last: int,
     of_shared: Floats,
     of_own: Floats,
 ) -> None:
     """Gradients of :func:`cross`. O(n F^2 d).
 
     Args:
+        first: of the candidates, the first of its request.
+        last: one after the last, the last of its request.
+        kept: k.
         shared: as there.
         own: as there.
         request: as there.
         gradient: [N, k d + P] of what it found.
-        kept: k.
-        first: of the candidates, the first of its request.
-        last: one after the last, the last of its request.
         of_shared: [R, S, d] added to, of the requests of these candidates.
         of_own: [N, O, d] written from ``first`` to ``last``.
     """

@@ -20,7 +20,7 @@ from hisac_rec.methods.base import Candidates
 from hisac_rec.methods.hisac.leaves import path_numbers
 from hisac_rec.methods.parts.attention import Kinship
 from hisac_rec.methods.parts.tiers import tier_of
-from hisac_rec.ops.loops import suit_loops
+from hisac_rec.ops.loops import as_arrays, suit_loops
 
 if TYPE_CHECKING:
     from hisac_rec.methods.hisac.method import InterestMemory
@@ -60,9 +60,9 @@ def _votes_on_path(
     if suit_loops(memory.events):
         from hisac_rec.methods.hisac.strength_cpu import votes_on_path  # needs Numba
 
-        of_agents = memory.path.contiguous().numpy(), memory.events.contiguous().numpy()
+        path, behind, own, of = as_arrays(memory.path, memory.events, node, request)
         counts = np.array(code_counts, np.int64)
-        return torch.from_numpy(votes_on_path(*of_agents, node.numpy(), request.numpy(), counts))
+        return torch.from_numpy(votes_on_path(path, behind, own, of, counts))
     agents, votes, found = memory.path[request], memory.events[request], []
     for count in reversed(code_counts):
         found.append(torch.where(agents == node.unsqueeze(1), votes, 0).sum(1))
@@ -99,9 +99,8 @@ def _votes_by_tier(memory: InterestMemory, kinship: Kinship, request: Tensor, ti
         from hisac_rec.methods.hisac.strength_cpu import votes_by_tier  # needs Numba
 
         votes = memory.events.to(products.dtype)
-        likeness, words, scale, behind, of = (
-            tensor.detach().contiguous().numpy()
-            for tensor in (products, kinship.words, kinship.scale, votes, request)
+        likeness, words, scale, behind, of = as_arrays(
+            products, kinship.words, kinship.scale, votes, request
         )
         return torch.from_numpy(votes_by_tier(likeness, words, scale, behind, of, tiers))
     cosines = kinship.cosines(request)

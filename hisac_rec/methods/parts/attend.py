@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from hisac_rec.methods.parts import attention_cpu
+from hisac_rec.ops.loops import as_arrays
 from hisac_rec.ops.threads import even_runs, in_threads
 
 CANDIDATES_A_THREAD = 256
@@ -116,6 +117,6 @@ def similarities(products: Tensor, words: Tensor, scale: Tensor, offsets: Tensor
 
 def _run(loop: Callable[..., None], offsets: Tensor, *tensors: Tensor) -> None:
     """Run a loop over all requests, in threads. What it writes must be contiguous."""
-    arrays = [tensor.detach().contiguous().numpy() for tensor in tensors]
+    arrays = as_arrays(*tensors)
     runs = even_runs(offsets, CANDIDATES_A_THREAD)
     in_threads(lambda run: loop(run.start, run.stop, *arrays), runs)

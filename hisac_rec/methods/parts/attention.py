@@ -126,7 +126,9 @@ class CandidateAttention(nn.Module):
         # Asked of what has been projected: under autocast that is bf16, which no loop knows.
         by_loops = all(map(suit_loops, projected))
         attend = self._by_loops if by_loops else self._by_blocks
-        return self.out(attend(*projected, offsets, mask, bias, kinship))
+        added = torch.zeros_like(mask, dtype=projected[1].dtype) if bias is None else bias
+        added = added.masked_fill(~mask, float("-inf"))
+        return self.out(attend(*projected, offsets, added, kinship))
 
     def _by_loops(
         self,
@@ -134,25 +136,25 @@ class CandidateAttention(nn.Module):
         keys: Tensor,
         values: Tensor,
         offsets: Tensor,
-        mask: Tensor,
-        bias: Tensor | None,
+        added: Tensor,
         kinship: Kinship | None,
     ) -> Tensor:
-        """[N, d] what all heads attend to, side by side."""
+        """[N, d] what all heads attend to, side by side; ``added`` [R, K] to the scores, -inf
+        where unfilled.
+        """
         from hisac_rec.methods.parts.attend import attend, similarities  # needs Numba
 
-        bias = torch.zeros_like(mask, dtype=keys.dtype) if bias is None else bias.to(keys.dtype)
         near = None
         if kinship is not None:
             frozen = kinship.products, kinship.words, kinship.scale
             near = kinship.gain.to(keys.dtype), similarities(*frozen, offsets).to(keys.dtype)
-        filled = torch.arange(1, mask.shape[1] + 1, device=mask.device) * mask
+        filled = torch.arange(1, added.shape[1] + 1) * ~added.isneginf()
         return attend(
             self.heads,
             queries,
             (self.null_key, keys),
             (self.null_value, values),
-            bias.masked_fill(~mask, float("-inf")),
+            added.to(keys.dtype),
             near,
             offsets,
             filled.amax(1),
@@ -164,8 +166,7 @@ class CandidateAttention(nn.Module):
         keys: Tensor,
         values: Tensor,
         offsets: Tensor,
-        mask: Tensor,
-        bias: Tensor | None,
+        added: Tensor,
         kinship: Kinship | None,
     ) -> Tensor:
         """The same by torch's attention of blocks of candidates; the null slot comes last."""
@@ -174,9 +175,7 @@ class CandidateAttention(nn.Module):
             blocks = one_block(count, offsets.device)
         else:
             blocks = make_blocks(offsets, block_size(len(queries), requests, largest=64))
-        scores = torch.zeros_like(mask, dtype=keys.dtype) if bias is None else bias
-        scores = scores.masked_fill(~mask, float("-inf"))
-        scores = functional.pad(scores, (0, 1))[blocks.request, None, None, :].to(queries.dtype)
+        scores = functional.pad(added, (0, 1))[blocks.request, None, None, :].to(queries.dtype)
         if kinship is not None:
             scores = scores + kinship.scores(blocks).to(queries.dtype)
         attended = functional.scaled_dot_product_attention(
