@@ -127,6 +127,9 @@ def write_prepared(
     )
     (root / "manifest.json").write_text(manifest.model_dump_json(indent=1))
     (root / "stats.json").write_text(_stats(filled["train"], item_features).model_dump_json())
+    (root / "vocab").mkdir(exist_ok=True)
+    names = [None, *(f"user{number}" for number in range(1, manifest.users))]
+    pq.write_table(pa.table({"value": pa.array(names, pa.string())}), root / "vocab/user.parquet")
     pq.write_table(_items(manifest, content, text, filled["train"], rng), root / "items.parquet")
     return PreparedData(root)
 

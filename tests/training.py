@@ -40,6 +40,11 @@ SMALL: dict[str, Any] = {
         # Faster than the defaults, which are for runs of many more steps.
         "sparse_lr": 0.3,
         "dense_lr": 0.003,
+        "sparse_caution": 0.0,
+        # Nothing drawn at random, one evaluation an epoch: what most tests are about.
+        "unknown_rate": 0.0,
+        "evaluations": 1,
+        "metric": "auc",
     },
 }
 """About 28 steps an epoch on the ``small_data`` fixture."""

@@ -101,19 +101,26 @@ class RowMatcher:
         if there.fingerprint in here.lineage and here.code_counts == there.code_counts:
             return Match(_same, "code words aligned to those")
         ours, theirs = self._nodes(here, kind, level), self._nodes(there, kind, level)
-        return Match(self._by_shared_items(ours, theirs), "the items they share")
+        unplaced = (_unplaced(here, kind, level), _unplaced(there, kind, level))
+        return Match(self._by_shared_items(ours, theirs, unplaced), "the items they share")
 
     @staticmethod
     def _nodes(semantics: Semantics, kind: str, level: int) -> Ints:
-        """[I] the row of each item in a table of codes or paths; -1 where it means nothing."""
-        nodes = semantics.codes[:, level - 1].astype(np.int64)
+        """[I] the row of each item in a table of codes or paths, in the first view; -1 where it
+        means nothing.
+        """
+        view = semantics.in_view(0)
+        nodes = semantics.codes[view, level - 1].astype(np.int64)
         if kind == "prefix":
             counts = semantics.code_counts[:level]
-            nodes = prefix_ids(semantics.codes[:, :level], counts)[:, -1]
-        return np.where(semantics.known, nodes, -1)
+            nodes = prefix_ids(semantics.codes[view, :level], counts)[:, -1]
+        return np.where(semantics.known[view], nodes, -1)
 
-    def _by_shared_items(self, ours: Ints, theirs: Ints) -> Rows:
-        """Each row here is the one there that most of its items had. O(I log I)."""
+    def _by_shared_items(self, ours: Ints, theirs: Ints, unplaced: tuple[int, int]) -> Rows:
+        """Each row here is the one there that most of its items had. O(I log I).
+
+        ``unplaced`` are the rows, here and there, of items without a place in the tree.
+        """
         same_data = self._here.manifest.fingerprint == self._there.manifest.fingerprint
         items = _same if same_data else _by_values(self._here, self._there, *_ITEMS)
         old = items(0, len(ours))
@@ -131,6 +138,8 @@ class RowMatcher:
             matched = np.full(end - first, -1, np.int64)
             inside = slice(*np.searchsorted(known, [first, end]))
             matched[known[inside] - first] = found[inside]
+            if first <= unplaced[0] < end:
+                matched[unplaced[0] - first] = unplaced[1]
             return matched
 
         return rows
@@ -145,6 +154,11 @@ def _described(vocabulary: VocabularyConfig) -> str:
         return "dense"
     hashes = f", {vocabulary.hashes} hashes" if vocabulary.hashes > 1 else ""
     return f"{vocabulary.kind} ({vocabulary.rows:,} rows{hashes})"
+
+
+def _unplaced(codes: Semantics, kind: str, level: int) -> int:
+    """The row of items without a place in the tree: the last one."""
+    return (codes.code_counts if kind == "sid" else codes.prefix_counts)[level - 1]
 
 
 def _same(first: int, end: int) -> Ints:

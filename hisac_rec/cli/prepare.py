@@ -105,7 +105,8 @@ def _show(data: PreparedData) -> None:
         table.add_column(name, justify="right")
     for split, c in manifest.splits.items():
         numbers = (c.users, c.events, c.requests, c.candidates, round(c.positives))
-        table.add_row(split, *(f"{n:,}" for n in numbers), f"{c.positives / c.candidates:.3f}")
+        rate = f"{c.positives / c.candidates:.3f}" if c.candidates else "-"
+        table.add_row(split, *(f"{n:,}" for n in numbers), rate)
     console = Console()
     console.print(table)
     features = [f"{f.name} ({f.rows - 1:,})" for f in manifest.item_features]

@@ -223,6 +223,18 @@ def _summary(report: Report) -> str:
         f"distance of an item to its own path {quality.distance_own:.3f}, to other paths "
         f"{quality.distance_other:.3f}: try a routing temperature tau near {quality.tau_hint:.3f}",
     ]
+    if report.support is not None:
+        few, middle, many = (report.support[share] for share in ("0.1", "0.5", "0.9"))
+        lines.append(
+            f"users behind an item {few:,.0f} to {many:,.0f}, {middle:,.0f} in the middle; too few "
+            f"of them for a place: {report.support['below']:.1%} of the items; "
+            f"{report.config.views} views, each made without the users who read it"
+        )
+    if report.probe is not None and None not in (report.probe.train, report.probe.valid):
+        lines.append(
+            f"the codes alone tell training labels with an AUC of {report.probe.train:.3f}, "
+            f"validation labels with {report.probe.valid:.3f}: a gap is a leak"
+        )
     lines += report.inputs
     if report.refresh is not None:
         lines.append(_refreshed(report.refresh))
@@ -248,7 +260,7 @@ def _examples(data: PreparedData) -> Table:
     from hisac_rec.semantic.store import load_semantics
 
     semantics = load_semantics(data)
-    top = semantics.codes[1:, 0]
+    top = semantics.codes[semantics.in_view(0), 0][1:]
     column = "text" if data.manifest.has_text else "raw_id"
     names = data.items.column(column)
     popular = np.argsort(-data.items.column("train_count").to_numpy()[1:], kind="stable")

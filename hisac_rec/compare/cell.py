@@ -39,11 +39,12 @@ from hisac_rec.compare.score import describe_rows, score_model, score_reference
 from hisac_rec.config import Strict
 from hisac_rec.data.contract import PreparedData, Split
 from hisac_rec.errors import UserError
+from hisac_rec.evaluation.metrics import defined_metrics
 from hisac_rec.evaluation.predictions import Predictions, read_predictions
 from hisac_rec.planning.config import PlannerConfig
 from hisac_rec.ranker.config import ModelConfig
 from hisac_rec.train.distributed import Ranks, process_group
-from hisac_rec.train.evaluate import write_predictions
+from hisac_rec.train.evaluate import TRAINING_SAMPLE, write_predictions
 from hisac_rec.train.job import Job, open_job
 from hisac_rec.train.run import RunFolder, stack_versions
 from hisac_rec.train.training import train
@@ -121,6 +122,7 @@ def _finish(task: Task, job: Job, folder: RunFolder, ranks: Ranks, seconds: floa
         candidate_independent=method.compresses,
         rows=rows,
         scores=score_model(predictions, job.data, task.draws),
+        on_training=_on_training(folder),
         training=_training(job, folder, seconds, ranks.world_size),
         candidates_per_second=_logged(folder, "predict")[-1]["candidates_per_second"],
         parameters=count_parameters(job),
@@ -132,6 +134,12 @@ def _finish(task: Task, job: Job, folder: RunFolder, ranks: Ranks, seconds: floa
     _write_reference(task, job, predictions, rows)
     write(task.cell, content)
     log.info("%s: done", task.name)
+
+
+def _on_training(folder: RunFolder) -> dict[str, float]:
+    """Metrics on the sample of training rows that was predicted beside the split."""
+    rows = read_predictions(folder.predictions(TRAINING_SAMPLE))
+    return defined_metrics(rows.label, rows.logit, rows.user)
 
 
 def _costs(task: Task, job: Job) -> list[Cost]:
@@ -179,7 +187,11 @@ def _training(job: Job, folder: RunFolder, seconds: float, ranks: int) -> Traini
     curve = {  # the last line of a step counts
         line["step"]: {
             "step": line["step"],
-            **{metric: round(line[metric], 5) for metric in ("auc", "gauc", "logloss")},
+            **{
+                metric: round(line[metric], 5)
+                for metric in ("auc", "gauc", "logloss")
+                if line.get(metric) is not None
+            },
         }
         for line in _logged(folder, "valid")
     }

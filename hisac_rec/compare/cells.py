@@ -172,6 +172,8 @@ class Cell(Strict):
     """Whether ``compress`` leaves a memory of bounded size, which a cache may hold."""
     rows: Rows
     scores: Scores
+    on_training: dict[str, float] = {}
+    """Metrics on a sample of the training rows; undefined ones are absent."""
     training: Training
     candidates_per_second: float
     """Scored in prediction, reading the data included."""

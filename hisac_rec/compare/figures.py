@@ -106,7 +106,8 @@ def _mean_curve(model: ModelSummary) -> tuple[list[float], list[float]]:
     found: dict[float, list[float]] = {}
     for cell in model.cells:
         for point in cell.training.curve:
-            found.setdefault(point["step"], []).append(point["auc"])
+            if "auc" in point:
+                found.setdefault(point["step"], []).append(point["auc"])
     steps = sorted(found)
     return steps, [sum(found[step]) / len(found[step]) for step in steps]
 

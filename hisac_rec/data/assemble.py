@@ -6,7 +6,7 @@ levels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -16,8 +16,9 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from hisac_rec.data.bags import BagLookup, fill_bags, newest_rows
 from hisac_rec.data.batch import RequestBatch
+from hisac_rec.data.exposure import Forgetting
 from hisac_rec.data.inputs import InputSpec
-from hisac_rec.data.items import ItemStore
+from hisac_rec.data.items import ItemRows, ItemStore
 from hisac_rec.data.jagged import Ints, distinct, offsets_of, take_ranges
 from hisac_rec.data.units import RequestTable
 
@@ -29,10 +30,20 @@ class BatchAssembler:
         spec: which keys a batch has.
         items: item features and codes.
         name_events: fill ``history_items`` whatever the model looks up.
+        forget: which ids are read as unknown; None: none.
     """
 
-    def __init__(self, spec: InputSpec, items: ItemStore, *, name_events: bool = False) -> None:
+    def __init__(
+        self,
+        spec: InputSpec,
+        items: ItemStore,
+        *,
+        name_events: bool = False,
+        forget: Forgetting | None = None,
+    ) -> None:
         self._spec = spec
+        self._forget = forget
+        self._draw = np.random.default_rng(0)
         self._items = items
         pooled = spec.pooled()
         self._lookups = tuple(lk for lk in spec.lookups if lk.table not in pooled)
@@ -46,10 +57,13 @@ class BatchAssembler:
         by_row = by_row or "history" in spec.vector_sides or not pooled
         self._one_by_one = by_row or name_events
 
-    def assemble(self, table: RequestTable, rows: NDArray[np.int64]) -> RequestBatch:
+    def assemble(
+        self, table: RequestTable, rows: NDArray[np.int64], seed: Sequence[int] = ()
+    ) -> RequestBatch:
         """Gather the requests ``rows`` [R] of ``table``. O(T + U log U + (U + N) x lookups),
-        vectorised.
+        vectorised. ``seed`` decides which ids are read as unknown.
         """
+        self._draw = np.random.default_rng(seed)
         lengths = table.history_lengths()[rows]
         events = take_ranges(table.history_start[rows], lengths)
         counts = table.candidate_lengths()[rows]
@@ -62,11 +76,11 @@ class BatchAssembler:
         oracle = table.candidate_oracle
         return self._build(
             users=users,
-            history_item=history_item,
+            history=self._items.seen_by(np.repeat(users["user"], lengths), history_item),
             history_offsets=offsets_of(lengths),
             history_type=table.history_type[events].astype(np.int64),
             history_age=age.astype(np.float32),
-            candidate_item=candidate_item,
+            candidates=self._items.seen_by(np.repeat(users["user"], counts), candidate_item),
             candidate_offsets=offsets_of(counts),
             labels=table.candidate_label[candidates],
             tasks={task: labels[candidates] for task, labels in table.candidate_tasks.items()},
@@ -88,11 +102,11 @@ class BatchAssembler:
         bounds = np.zeros(2, dtype=np.int64)
         return self._build(
             users={lookup.column: np.zeros(1, np.int32) for lookup in self._spec.of_side("user")},
-            history_item=none,
+            history=ItemRows(none, none),
             history_offsets=bounds,
             history_type=none,
             history_age=np.zeros(0, np.float32),
-            candidate_item=none,
+            candidates=ItemRows(none, none),
             candidate_offsets=bounds,
             labels=np.zeros(0, np.float32),
             tasks={task.name: np.zeros(0, np.float32) for task in self._spec.tasks[1:]},
@@ -104,11 +118,11 @@ class BatchAssembler:
         self,
         *,
         users: dict[str, NDArray[np.int32]],
-        history_item: Ints,
+        history: ItemRows,
         history_offsets: Ints,
         history_type: Ints,
         history_age: NDArray[np.float32],
-        candidate_item: Ints,
+        candidates: ItemRows,
         candidate_offsets: Ints,
         labels: NDArray[np.float32],
         tasks: dict[str, NDArray[np.float32]],
@@ -118,9 +132,9 @@ class BatchAssembler:
         none = np.zeros(0, dtype=np.int64)
         looked_up, row = none, none
         if self._one_by_one:
-            looked_up, row = distinct(history_item)
+            looked_up, row = distinct(history.coded)
         requests = len(request_rows)
-        items = {"history": looked_up, "candidate": candidate_item}
+        items = {"history": self._items.of_coded(looked_up), "candidate": candidates}
         asked: dict[str, NDArray[np.integer]] = {}
         places: dict[str, Tensor] = {}
         owners: dict[str, Tensor] = {}
@@ -129,11 +143,13 @@ class BatchAssembler:
             if lookup.side == "user":
                 values: NDArray[np.integer] = users[lookup.column]
             elif lookup.multi:
-                ids = items[lookup.side]
+                ids = items[lookup.side].ids
                 values, counts = self._items.multi[lookup.column].take(ids)
                 owner = np.repeat(np.arange(len(ids)), counts)
             else:
                 values = self._items.column(lookup.column, items[lookup.side])
+            if self._forget is not None:
+                values = self._forget(lookup.table, values, self._draw)
             values, owner = self._items.rows_of(lookup.table, values, owner)
             if owner is not None:
                 owners[lookup.key] = _tensor(owner)
@@ -142,31 +158,33 @@ class BatchAssembler:
                 places[lookup.key] = _tensor(place)
             asked[lookup.key] = values
         vectors = {
-            f"{side}.vector": items[side] for side in self._spec.vector_sides if side != "user"
+            f"{side}.vector": items[side].coded
+            for side in self._spec.vector_sides
+            if side != "user"
         }
-        codes = _tensor(self._items.codes[history_item])
+        codes = _tensor(self._items.codes[history.coded])
         singles = none
         bags = KeyedJaggedTensor(keys=[], values=_tensor(none), lengths=_tensor(none))
         if self._spec.grouping is not None and self._bags:
             singles = newest_rows(history_offsets, self._spec.singles)
             groups = self._spec.grouping(_tensor(history_offsets), codes)
-            bags = fill_bags(self._bags, self._items, history_item, groups, singles, candidate_item)
+            bags = fill_bags(self._bags, self._items, history, groups, singles, candidates)
         return RequestBatch(
             features=_asked_by_the_first(asked, requests),
             bags=bags,
             single_events=_tensor(singles),
             semantics=_asked_by_the_first(vectors, requests),
             history_offsets=_tensor(history_offsets),
-            history_items=_tensor(looked_up),
+            history_items=_tensor(items["history"].ids),
             history_rows=_tensor(row),
             history_codes=codes,
             history_type=_tensor(history_type),
             history_age=torch.from_numpy(history_age),
-            history_features=self._raw_features(history_item),
+            history_features=self._raw_features(history),
             candidate_offsets=_tensor(candidate_offsets),
-            candidate_codes=_tensor(self._items.codes[candidate_item]),
-            candidate_placed=torch.from_numpy(self._items.placed[candidate_item]),
-            candidate_features=self._raw_features(candidate_item),
+            candidate_codes=_tensor(self._items.codes[candidates.coded]),
+            candidate_placed=torch.from_numpy(self._items.placed[candidates.coded]),
+            candidate_features=self._raw_features(candidates),
             places=places,
             owners=owners,
             memory={},
@@ -175,12 +193,12 @@ class BatchAssembler:
                 name: torch.from_numpy(np.array(of, dtype=np.float32)) for name, of in tasks.items()
             },
             request_rows=_tensor(request_rows),
-            candidate_items=_tensor(candidate_item),
+            candidate_items=_tensor(candidates.ids),
             oracle=torch.from_numpy(np.array(oracle, dtype=np.float32)),
             loss_scale=torch.tensor(1.0 / max(1, len(labels))),
         )
 
-    def _raw_features(self, items: Ints) -> dict[str, Tensor]:
+    def _raw_features(self, items: ItemRows) -> dict[str, Tensor]:
         return {
             lookup.key: _tensor(self._items.column(lookup.column, items))
             for lookup in self._spec.item_features

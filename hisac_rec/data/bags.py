@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from hisac_rec.data.items import ItemStore
+from hisac_rec.data.items import ItemRows, ItemStore
 from hisac_rec.data.jagged import Ints, distinct, take_ranges
 
 
@@ -73,10 +73,10 @@ class _Entries:
 def fill_bags(
     lookups: tuple[BagLookup, ...],
     items: ItemStore,
-    history_item: Ints,
+    history: ItemRows,
     groups: Groups,
     singles: Ints,
-    candidate_item: Ints,
+    candidates: ItemRows,
 ) -> KeyedJaggedTensor:
     """The ids and weights of all bags. O(E + U log U) a table for U distinct
     ids of a group.
@@ -84,29 +84,29 @@ def fill_bags(
     Args:
         lookups: the tables, in the order of the keys; at least one.
         items: features and codes.
-        history_item: [T] item of each event.
+        history: [T] item of each event.
         groups: of the events.
         singles: [S] events that are read one by one.
-        candidate_item: [N].
+        candidates: [N].
 
     Returns:
         One key a table, stride B. An id that is met several times in a group is there once,
         with the sum of its weights.
     """
     group = groups.group.numpy()
-    entry_item = history_item if groups.event is None else history_item[groups.event.numpy()]
+    entries = history if groups.event is None else history.take(groups.event.numpy())
     weight = None if groups.weight is None else groups.weight.numpy()
     parts: list[_Entries] = []
     for lookup in lookups:
-        values, owner, weights = _values(items, lookup.table, lookup.history, entry_item)
+        values, owner, weights = _values(items, lookup.table, lookup.history, entries)
         if weight is not None:
             weights = weights * weight[owner]
         parts.append(_merged(values, group[owner], weights, groups.count))
-        parts.append(_each(items, lookup.table, lookup.history, history_item[singles]))
+        parts.append(_each(items, lookup.table, lookup.history, history.take(singles)))
         if lookup.candidate is None:
-            parts.append(_nothing(len(candidate_item)))
+            parts.append(_nothing(len(candidates.ids)))
         else:
-            parts.append(_each(items, lookup.table, lookup.candidate, candidate_item))
+            parts.append(_each(items, lookup.table, lookup.candidate, candidates))
     return KeyedJaggedTensor(
         keys=[lookup.table for lookup in lookups],
         values=torch.from_numpy(np.concatenate([part.ids for part in parts]).astype(np.int64)),
@@ -122,19 +122,20 @@ def newest_rows(offsets: Ints, count: int) -> Ints:
 
 
 def _values(
-    items: ItemStore, table: str, column: tuple[str, bool], ids: Ints
+    items: ItemStore, table: str, column: tuple[str, bool], of: ItemRows
 ) -> tuple[NDArray[np.integer], Ints, NDArray[np.float32]]:
-    """What a column reads in a table, the row of ``ids`` each is of, and its share of the row's
+    """What a column reads in a table, which of the rows each is of, and its share of the row's
     mean.
     """
     name, multi = column
+    ids = of.ids
     values: NDArray[np.integer]
     owner: Ints | None = None
     if multi:
         values, counts = items.multi[name].take(ids)
         owner = np.repeat(np.arange(len(ids)), counts)
     else:
-        values = items.column(name, ids)
+        values = items.column(name, of)
     values, owner = items.rows_of(table, values, owner)
     if owner is None:
         return values, np.arange(len(ids)), np.ones(len(ids), np.float32)
@@ -153,10 +154,10 @@ def _merged(
     return _Entries(keys % width, sums, np.bincount(keys // width, minlength=count))
 
 
-def _each(items: ItemStore, table: str, column: tuple[str, bool], ids: Ints) -> _Entries:
+def _each(items: ItemStore, table: str, column: tuple[str, bool], of: ItemRows) -> _Entries:
     """A bag for every row: its value, or the mean of its values."""
-    values, owner, weights = _values(items, table, column, ids)
-    return _Entries(values, weights, np.bincount(owner, minlength=len(ids)))
+    values, owner, weights = _values(items, table, column, of)
+    return _Entries(values, weights, np.bincount(owner, minlength=len(of.ids)))
 
 
 def _nothing(count: int) -> _Entries:

@@ -92,6 +92,9 @@ class InputSpec:
     item_features: tuple[Lookup, ...]
     """Single-valued item features whose raw ids the history method reads, of both sides."""
     items: int
+    """Rows of the item table."""
+    coded: int
+    """Rows of codes and semantic vectors: as many, times the views of the semantic ids."""
     event_types: int
     max_history: int | None
     out_of_range: Literal["error", "unknown"]
@@ -140,6 +143,7 @@ def build_input_spec(
     pool_min_rows: int = 1,
     tasks: tuple[Task, ...] = (MAIN,),
     vocabularies: Mapping[str, VocabularyConfig] | None = None,
+    views: int = 1,
 ) -> InputSpec:
     """Resolve what the model file asks for against what the data set has.
 
@@ -155,6 +159,7 @@ def build_input_spec(
         pool_min_rows: tables of fewer rows are read row by row.
         tasks: what is learned.
         vocabularies: of tables whose ids are not their rows.
+        views: of the semantic ids.
 
     Raises:
         UserError: a feature does not exist, semantic ids are asked for and absent, or a
@@ -182,6 +187,7 @@ def build_input_spec(
         vector_dim=vector_dim,
         item_features=_single_valued(item_features, manifest),
         items=manifest.items,
+        coded=manifest.items * views,
         event_types=max(1, len(manifest.event_types)),
         max_history=config.max_history,
         out_of_range=config.out_of_range,
@@ -253,7 +259,8 @@ def _code_lookups(side: Side, kind: str, code_counts: tuple[int, ...]) -> list[L
     lookups = []
     for level in range(first, len(code_counts) + 1):
         name = f"{kind}{level}"
-        rows = code_counts[level - 1] if kind == "sid" else prod(code_counts[:level])
+        # One row more than there are codes: for items that have no place in the tree.
+        rows = 1 + (code_counts[level - 1] if kind == "sid" else prod(code_counts[:level]))
         if rows > MAX_PREFIX_ROWS:
             raise UserError(
                 f"inputs.{side}: table {name} would need {rows:,} rows; leave 'prefix' out or "

@@ -27,6 +27,7 @@ from hisac_rec.data.assemble import BatchAssembler
 from hisac_rec.data.batch import RequestBatch
 from hisac_rec.data.consumed import Consumed
 from hisac_rec.data.contract import PreparedData, Split
+from hisac_rec.data.exposure import Forgetting
 from hisac_rec.data.inputs import InputSpec
 from hisac_rec.data.items import ItemStore
 from hisac_rec.data.units import RequestTable, Unit, concat_tables, list_units, read_unit
@@ -44,12 +45,28 @@ class LoaderConfig(Strict):
     candidate. Global, so that the number of ranks does not change what a step sees."""
     candidate_cost: int = Field(default=16, ge=0)
     """How many tokens a candidate counts for in the budget."""
-    max_candidates: int = Field(default=2048, gt=0)
-    """A step holds at most this many candidates over all ranks, however short histories are."""
+    max_candidates: int | None = Field(default=None, gt=0)
+    """A step holds at most this many candidates over all ranks, however short histories are.
+    Unset: as many as leave a pass 400 steps, from 256 to 2,048, because a small data set needs
+    small steps."""
     shuffle_requests: int = Field(default=65536, gt=0)
     """Requests held for shuffling, per rank and worker; units are shuffled as well."""
     workers: int = Field(default=0, ge=0)
     """Loader processes per rank; 0 loads in a background thread of the training process."""
+
+
+STEPS_A_PASS = 400
+"""Steps that a pass should have, where they need not be smaller than the smallest."""
+SMALLEST, LARGEST = 256, 2_048
+"""Candidates of a step where the model file leaves it open."""
+
+
+def resolve_loader(config: LoaderConfig, candidates: int) -> LoaderConfig:
+    """The configuration with ``max_candidates`` set, for a training split of so many candidates."""
+    if config.max_candidates is not None:
+        return config
+    most = min(LARGEST, max(SMALLEST, candidates // STEPS_A_PASS))
+    return config.model_copy(update={"max_candidates": most})
 
 
 def _keep_what_was_inherited(worker: int) -> None:
@@ -89,6 +106,7 @@ class RequestBatches(IterableDataset[RequestBatch]):
         without: requests that have been read already, by whomever.
         view: what to make of a unit's requests; None: they are read as they are.
         name_events: see :class:`~hisac_rec.data.assemble.BatchAssembler`.
+        forget: likewise.
 
     Raises:
         UserError: damaged files, missing columns, ids out of range: naming file and row.
@@ -109,6 +127,7 @@ class RequestBatches(IterableDataset[RequestBatch]):
         without: Consumed | None = None,
         view: View | None = None,
         name_events: bool = False,
+        forget: Forgetting | None = None,
     ) -> None:
         super().__init__()
         self._data = data
@@ -123,8 +142,9 @@ class RequestBatches(IterableDataset[RequestBatch]):
         self._without = without if without is not None and len(without) else None
         self._view = view
         self._name_events = name_events
+        self._forget = forget
         self._tokens = max(1, config.batch_tokens // rank.count)
-        self._candidates = max(1, config.max_candidates // rank.count)
+        self._candidates = max(1, (config.max_candidates or LARGEST) // rank.count)
 
     @property
     def skip(self) -> int:
@@ -139,10 +159,13 @@ class RequestBatches(IterableDataset[RequestBatch]):
         # worker is the (n x workers + index)-th of all, or an earlier one.
         skip = (self._skip - index + workers - 1) // workers
         shard = Shard(self._rank.index * workers + index, self._rank.count * workers)
-        assembler = BatchAssembler(self._spec, self._items, name_events=self._name_events)
+        assembler = BatchAssembler(
+            self._spec, self._items, name_events=self._name_events, forget=self._forget
+        )
+        seed = (self._seed or 0, self._epoch, shard.index)
         for number, (table, rows) in enumerate(self._cuts(shard)):
             if number >= skip:
-                yield assembler.assemble(table, rows)
+                yield assembler.assemble(table, rows, (*seed, number))
             elif worker:
                 yield None  # type: ignore[misc]  # holds its place until make_loader drops it
 
@@ -203,6 +226,16 @@ class RequestBatches(IterableDataset[RequestBatch]):
             )
             cuts.append(max(int(end), begin + 1))
         return cuts
+
+
+def at_most(batches: Iterator[RequestBatch], candidates: int) -> Iterator[RequestBatch]:
+    """The first batches, until they hold so many candidates."""
+    left = candidates
+    for batch in batches:
+        yield batch
+        left -= batch.num_candidates
+        if left <= 0:
+            return
 
 
 def make_loader(batches: RequestBatches, workers: int) -> Iterator[RequestBatch]:

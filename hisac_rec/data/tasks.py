@@ -115,3 +115,14 @@ def resolve_tasks(config: TaskConfig, manifest: Manifest) -> tuple[Task, ...]:
 def are_plain(tasks: tuple[Task, ...], manifest: Manifest) -> bool:
     """Whether this is the data set's main task alone, as before there were others."""
     return [task.name for task in tasks] == [manifest.task]
+
+
+def training_rate(task: Task, manifest: Manifest) -> float:
+    """Mean label of a task's training candidates, in (0, 1): half of one of each class is added."""
+    if task.name == manifest.task:
+        counts = manifest.splits["train"]
+        positives, labelled = counts.positives, counts.candidates
+    else:
+        further = next(one for one in manifest.tasks if one.name == task.name)
+        positives, labelled = further.positives.get("train", 0.0), further.labelled.get("train", 0)
+    return (positives + 0.5) / (labelled + 1.0)

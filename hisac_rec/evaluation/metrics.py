@@ -214,6 +214,29 @@ def expected_calibration_error(
     return float(np.abs(gap).sum()) / chance.size
 
 
+def defined_metrics(
+    label: npt.ArrayLike, logit: npt.ArrayLike, user: npt.ArrayLike
+) -> dict[str, float]:
+    """AUC, GAUC, logloss and calibration of rows by their logits, as far as they are defined.
+
+    Args:
+        label: [n], 0 or 1, or nan where there is none: such rows do not count.
+        logit: [n].
+        user: [n], any ids.
+    """
+    labels, logits = np.asarray(label), np.asarray(logit)
+    known = ~np.isnan(labels)
+    labels, logits, users = labels[known], logits[known], np.asarray(user)[known]
+    chance = np.exp(-np.logaddexp(0.0, -logits.astype(np.float64)))
+    found = {
+        "auc": auc(labels, logits),
+        "gauc": gauc(labels, logits, users),
+        "logloss": logloss(labels, chance),
+        "calibration": calibration(labels, chance),
+    }
+    return {name: value for name, value in found.items() if np.isfinite(value)}
+
+
 class RowMetrics:
     """All of :data:`METRICS` of one predictor, for any multiplicities of the users.
 

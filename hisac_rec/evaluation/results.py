@@ -95,6 +95,10 @@ class Report(Strict):
     predictors: list[PredictorReport]
     """The models first, as given; then the trivial ones; then the oracle where known."""
     slices: list[SliceReport]
+    training: dict[str, float] = {}
+    """Metrics of the evaluated model on a sample of training rows; undefined ones are absent."""
+    concerns: list[str] = []
+    """What is wrong with the model, in words (:mod:`hisac_rec.evaluation.health`)."""
 
     def predictor(self, name: str) -> PredictorReport:
         """The predictor of that name.

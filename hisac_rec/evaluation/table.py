@@ -70,6 +70,17 @@ def print_report(report: Report, console: Console | None = None, *, slices: bool
     for cells in tables:
         target.print(rich_table(cells))
         target.print()
+    for line in health_lines(report):
+        target.print(line, highlight=False)
+
+
+def health_lines(report: Report) -> list[str]:
+    """The metrics on training rows, and what is wrong with the model, a line each."""
+    lines = []
+    if report.training:
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in report.training.items())
+        lines.append(f"On a sample of the training rows: {shown}.")
+    return [*lines, *(f"Warning: {text}." for text in report.concerns)]
 
 
 def print_tasks(reports: Sequence[Report], console: Console | None = None) -> None:
@@ -117,7 +128,8 @@ def markdown(report: Report) -> str:
         _difference_cells(report, DIFFERENCE_METRICS),
         *_slice_tables(report, names, _every_value, "AUC / GAUC, logloss below;"),
     ]
-    return "\n".join([head, *map(markdown_table, tables)])
+    health = [f"{line}\n" for line in health_lines(report)]
+    return "\n".join([head, *health, *map(markdown_table, tables)])
 
 
 def _title(report: Report) -> str:

@@ -41,6 +41,8 @@ EVENT_GAP = 30
 TRAIN_FROM, VALID_FROM, TEST_FROM = 0.6, 0.8, 0.9
 """Shares of the period at which requests begin and splits change."""
 SEGMENTS = 8
+LIVES = 12
+"""Parts of the period in which a catalogue that turns over is another one."""
 LIKE_RATE, NOISE_LIKE_RATE = 0.3, 0.02
 """Share of "like" among history events of an interest, and among random ones."""
 LEVEL_SHRINK = 0.5
@@ -178,8 +180,22 @@ class SyntheticSource:
         place = np.searchsorted(
             self._cumulated, low + rng.random(len(leaf)) * (high - low), "right"
         )
-        item = self._by_leaf[np.clip(place - 1, start, stop - 1)]
+        place = np.clip(place - 1, start, stop - 1)
+        if self.config.turnover:
+            place = self._living(place, start, stop, time)
+        item = self._by_leaf[place]
         return np.where(self.release[item] <= time, item, self._always[leaf])
+
+    def _living(self, place: Ids, start: Ids, stop: Ids, time: Ids) -> Ids:
+        """Places of items that live at ``time`` instead of others of the same leaf: the first items
+        of a leaf live always, of the others every twelfth lives in the same twelfth of the period.
+        """
+        always = np.maximum(1, (stop - start) - (self.config.turnover * (stop - start)).astype(int))
+        part = (LIVES * (time - START) // PERIOD).clip(0, LIVES - 1)
+        passing = place - start - always
+        now = passing - passing % LIVES + part
+        now = np.where(now >= stop - start - always, now - LIVES, now)
+        return np.where(passing < 0, place, np.where(now < 0, start, start + always + now))
 
     def _block(self, rng: np.random.Generator, users: Ids) -> EventBlock:
         """Everything that happens to some users, in time order."""

@@ -42,6 +42,9 @@ class SyntheticConfig(Strict):
     """Share of items whose ``category`` is not their leaf's parent."""
     fresh_items: float = Field(default=0.1, ge=0, lt=1)
     """Share of items that appear only in the course of the period (cold items)."""
+    turnover: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the items of each leaf that live for a twelfth of the period: a catalogue that turns
+    over, of which most is new after training."""
     candidates: int = Field(default=8, ge=1)
     """Candidates of a request."""
     head_candidates: float = Field(default=0.25, ge=0, le=1)

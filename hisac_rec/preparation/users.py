@@ -7,6 +7,7 @@ follow from the events alone, so a run that was killed and went on writes the sa
 from __future__ import annotations
 
 import json
+import logging
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ from hisac_rec.preparation.work import WorkFolder
 from hisac_rec.preparation.writer import SplitWriter, TrainTally
 from hisac_rec.progress import progress
 
+log = logging.getLogger(__name__)
+
 SAVE_BLOCKS = 4
 """Blocks between two savings: of a raw log about 8 million events, some ten seconds."""
 
@@ -46,7 +49,7 @@ def write_splits(
         origin: the definition's file, for messages.
 
     Raises:
-        UserError: a split has no request, or no label of a further task.
+        UserError: train or test have no request, or training has no label of a further task.
     """
     names = [feature.name for feature in source.user_features]
     schema = split_schema(names, oracle=source.has_oracle, tasks=source.tasks)
@@ -58,24 +61,28 @@ def write_splits(
         _write(source, work, cold, writers, tally, state["blocks"], saved)
     counts: dict[Split, SplitCounts] = {split: w.counts for split, w in writers.items()}
     for split, count in counts.items():
-        if count.requests == 0:
-            raise UserError(
-                f"{origin}: the {split} split is empty (no request); change [split], "
-                "requests.where or history.min_events"
-            )
+        if count.requests:
+            continue
+        empty = f"{origin}: the {split} split is empty (no request)"
+        mend = "change [split], requests.where or history.min_events"
+        if split != "valid":
+            raise UserError(f"{empty}; {mend}")
+        log.warning("%s, so no training on it can be judged as it goes; %s", empty, mend)
     return counts, tally, [_further_task(name, writers, origin) for name in source.tasks]
 
 
 def _further_task(name: str, writers: dict[Split, SplitWriter], origin: str) -> FurtherTask:
-    """What was written of a further task; it must apply to some candidate of every split."""
+    """What was written of a further task; it must apply to some candidate of training."""
     labelled = {split: writer.labelled[name] for split, writer in writers.items()}
-    empty = next((split for split, rows in labelled.items() if not rows), None)
-    if empty is not None:
-        raise UserError(
-            f"{origin}: key 'requests.tasks.{name}': is NULL for all candidates of the {empty} "
-            "split, so there is nothing to learn or measure; change the expression or leave the "
-            "task out"
-        )
+    for split, rows in labelled.items():
+        if rows:
+            continue
+        key = f"{origin}: key 'requests.tasks.{name}'"
+        empty = f"{key}: is NULL for all candidates of the {split} split"
+        if split == "train":
+            mend = "change the expression or leave the task out"
+            raise UserError(f"{empty}, so there is nothing to learn; {mend}")
+        log.warning("%s, so nothing can be measured there", empty)
     positives = {split: writer.task_positives[name] for split, writer in writers.items()}
     return FurtherTask(name=name, labelled=labelled, positives=positives)
 

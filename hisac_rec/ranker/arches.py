@@ -5,8 +5,10 @@ Legend: n rows, N candidates, d width.
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
 
 from hisac_rec.ops.dropout import Dropout
@@ -53,6 +55,13 @@ class OverArch(nn.Module):
         super().__init__()
         self.model = mlp([inputs, *hidden], dropout)
         self.out = nn.Linear([inputs, *hidden][-1], 1)
+
+    @torch.no_grad()
+    def start_at(self, rate: float) -> None:
+        """Predict about ``rate`` for everything until trained: no step is spent on finding it, and
+        a training that finds nothing else ends there.
+        """
+        self.out.bias.fill_(math.log(rate / (1 - rate)))
 
     def forward(self, interactions: Tensor) -> Tensor:
         """[N, inputs] -> [N] logits."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hisac_rec.data.contract import PreparedData
 from hisac_rec.data.inputs import InputSpec, build_input_spec
-from hisac_rec.data.tasks import resolve_tasks
+from hisac_rec.data.tasks import resolve_tasks, training_rate
 from hisac_rec.errors import UserError
 from hisac_rec.methods.base import MethodShape, find_method
 from hisac_rec.ranker.config import ModelConfig
@@ -35,10 +35,12 @@ class RankerSchema:
     Args:
         spec: lookups and table sizes.
         codebook: D tensors [C_l, s]; empty without semantic ids.
+        rates: mean training label of each task, which an untrained model predicts.
     """
 
     spec: InputSpec
     codebook: tuple[Tensor, ...]
+    rates: tuple[float, ...] = ()
 
 
 def optional_semantics(data: PreparedData) -> Semantics | None:
@@ -87,8 +89,11 @@ def ranker_schema(
         pool_min_rows=config.tables.pool_min_rows,
         tasks=resolve_tasks(config.tasks, data.manifest),
         vocabularies=config.tables.vocabulary,
+        views=semantics.views if semantics else 1,
     )
-    return RankerSchema(spec, codebook)
+    return RankerSchema(
+        spec, codebook, tuple(training_rate(task, data.manifest) for task in spec.tasks)
+    )
 
 
 def build_ranker(
@@ -106,6 +111,8 @@ def build_ranker(
     shape = MethodShape(config.tables.dim, schema.codebook, spec.vector_dim)
     method = find_method(config.method)(config.method_config(), shape)
     dense = DenseRanker(config.ranker, spec, method, config.tables.dim)
+    for tower, rate in zip(dense.towers(), schema.rates, strict=False):
+        tower.start_at(rate)
     if config.train.compile:
         _require_compiler()
         dense.compile_arches()

@@ -107,7 +107,7 @@ def frozen_vectors(spec: InputSpec, device: torch.device) -> EmbeddingCollection
         tables=[
             EmbeddingConfig(
                 name=VECTOR_TABLE,
-                num_embeddings=spec.items,
+                num_embeddings=spec.coded,
                 embedding_dim=spec.vector_dim,
                 feature_names=[f"{side}.vector" for side in spec.vector_sides],
                 data_type=DataType.FP16,

@@ -7,6 +7,7 @@
     candidate.aoti.pt2   the same, compiled by AOTInductor (where the exporter had a compiler)
     tables/<name>.npy    embedding rows; <name>.scale.npy with 8 bits; <name>.rows.npy where ids
                          are not rows
+    users/views.npy      which view of the semantic IDs a user reads, where there are several
     items/*.npy          raw ids, features and semantic-ID codes of the items
     selftest.npz         recorded inputs and logits
 
@@ -36,9 +37,9 @@ MANIFEST = "manifest.json"
 PROGRAM = "candidate.pt2"
 COMPILED = "candidate.aoti.pt2"
 SELFTEST = "selftest.npz"
-FORMAT = 1
-FORMAT_OF_ROWS = 2
-"""With ``tables/<name>.rows.npy``, which earlier releases would pass over."""
+FORMAT = 3
+"""Raised when an earlier release would read a folder wrongly: 3 has a row for items without a place
+in the tables of codes, and views."""
 TOLERANCE = 1e-4
 """Largest difference of a logit in the self-test: other machines add in another order."""
 
@@ -77,6 +78,9 @@ class ExportManifest(Strict):
     dim: int
     code_counts: list[int]
     """Codes of each level; the last D columns of the item's codes."""
+    views: int = 1
+    """Views of the semantic IDs: ``items/codes`` holds one after the other, ``users/views`` says
+    which a user reads."""
     recent: int
     """Length of the short sequence; 0: none."""
     max_history: int | None
@@ -176,10 +180,9 @@ def _read_manifest(root: Path) -> ExportManifest:
         ) from None
     except ValueError as error:
         raise UserError(f"{path}: not readable: {error}") from None
-    if found.get("format") not in (FORMAT, FORMAT_OF_ROWS):
+    if found.get("format") != FORMAT:
         raise UserError(
-            f"{path}: format {found.get('format')}, this release reads {FORMAT} and "
-            f"{FORMAT_OF_ROWS}; export again"
+            f"{path}: format {found.get('format')}, this release reads {FORMAT}; export again"
         )
     try:
         return ExportManifest.model_validate(found)

@@ -1,11 +1,13 @@
 """From ids to vectors: memory-mapped tables and item columns of an exported model.
 
-Legend: I items, X rows of a table, n ids, N candidates, d width, D levels, F lookups of a side.
+Legend: I items, V views of the semantic IDs, X rows of a table, n ids, N candidates, d width, D
+levels, F lookups of a side.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,9 @@ from numpy.typing import NDArray
 from hisac_rec.data.jagged import take_ranges
 from hisac_rec.scorer.artefact import Artefact, ExportedLookup
 from hisac_rec.serving.precision import decode
+
+VIEWS = "users/views"
+"""File of the view that each user reads; absent where there is one view."""
 
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -67,7 +72,9 @@ class Items:
     def __init__(self, artefact: Artefact) -> None:
         self.codes = artefact.array("items/codes")
         self.placed = artefact.array("items/placed")
-        self._artefact = artefact
+        self._code_counts = artefact.manifest.code_counts
+        self._views = artefact.array(VIEWS) if f"{VIEWS}.npy" in artefact.manifest.files else None
+        self._items = len(self.codes) // artefact.manifest.views
         self._names = artefact.array("items/names")
         self._of_names = artefact.array("items/of_names")
         self._columns: dict[str, tuple[NDArray[Any], ...]] = {}
@@ -85,10 +92,14 @@ class Items:
         found: Ids = np.where(self._names[at] == raw, self._of_names[at], 0)
         return found
 
-    def vectors(self, lookup: ExportedLookup, ids: Ids, table: Table) -> Floats:
+    def seen_by(self, user: int, ids: Ids) -> Ids:
+        """[n] rows of ``codes`` and ``placed`` of items, as a user's requests see them."""
+        return ids if self._views is None else ids + int(self._views[user]) * self._items
+
+    def vectors(self, lookup: ExportedLookup, user: int, ids: Ids, table: Table) -> Floats:
         """[n, d] of one lookup; a list of values gives the mean of their rows, 0 where empty."""
         if not lookup.multi:
-            return table.take(self._single(lookup.column, ids))
+            return table.take(self._single(lookup.column, user, ids))
         offsets, values = self._columns[lookup.column]
         lengths = (offsets[ids + 1] - offsets[ids]).astype(np.int64)
         owner = np.repeat(np.arange(len(ids)), lengths)
@@ -97,19 +108,25 @@ class Items:
         np.add.at(sums, owner, rows)
         return sums / np.maximum(lengths, 1).astype(np.float32)[:, None]
 
-    def _single(self, column: str, ids: Ids) -> Ids:
+    def _single(self, column: str, user: int, ids: Ids) -> Ids:
         if column == "item":
             return ids
-        if column.startswith("sid"):
-            return self.codes[ids, int(column.removeprefix("sid")) - 1].astype(np.int64)
-        if column.startswith("prefix"):
-            level = int(column.removeprefix("prefix"))
-            path = np.zeros(len(ids), np.int64)
-            for below, count in enumerate(self._artefact.manifest.code_counts[:level]):
-                path = path * count + self.codes[ids, below]
-            return path
+        if column.startswith(("sid", "prefix")):
+            return self._of_codes(column, self.seen_by(user, ids))
         (values,) = self._columns[column]
         return values[ids].astype(np.int64)
+
+    def _of_codes(self, column: str, rows: Ids) -> Ids:
+        """Rows of a table of codes or paths; the last one for items without a place in the tree."""
+        codes, placed = self.codes[rows].astype(np.int64), self.placed[rows]
+        if column.startswith("sid"):
+            level = int(column.removeprefix("sid"))
+            return np.where(placed, codes[:, level - 1], self._code_counts[level - 1])
+        level = int(column.removeprefix("prefix"))
+        path = np.zeros(len(rows), np.int64)
+        for below, count in enumerate(self._code_counts[:level]):
+            path = path * count + codes[:, below]
+        return np.where(placed, path, prod(self._code_counts[:level]))
 
 
 class Lookups:
@@ -141,15 +158,15 @@ class Lookups:
         ]
         return np.concatenate([np.zeros((0, self._dim), np.float32), *found])
 
-    def candidates(self, ids: Ids) -> Floats:
-        """[F, N, d] of candidates."""
-        return np.stack([self._vectors(lookup, ids) for lookup in self._of["candidate"]])
+    def candidates(self, user: int, ids: Ids) -> Floats:
+        """[F, N, d] of a user's candidates."""
+        return np.stack([self._vectors(lookup, user, ids) for lookup in self._of["candidate"]])
 
-    def recent(self, items: Ids, types: Ids, ages: NDArray[np.integer]) -> Floats:
+    def recent(self, user: int, items: Ids, types: Ids, ages: NDArray[np.integer]) -> Floats:
         """[1, d] mean of the newest events, as the ranker embeds them; zeros without any."""
         total = np.zeros((len(items), self._dim), np.float32)
         for lookup in self._of["history"]:
-            total = total + self._vectors(lookup, items)
+            total = total + self._vectors(lookup, user, items)
         if self._types is not None:
             total = total + self._types.take(types)
         if self._ages is not None:
@@ -158,5 +175,5 @@ class Lookups:
             total = total + self._ages.take(bucket.clip(max=len(self._ages) - 1))
         return total.sum(0, keepdims=True) / np.float32(max(1, len(items)))
 
-    def _vectors(self, lookup: ExportedLookup, ids: Ids) -> Floats:
-        return self.items.vectors(lookup, ids, self._tables[lookup.table])
+    def _vectors(self, lookup: ExportedLookup, user: int, ids: Ids) -> Floats:
+        return self.items.vectors(lookup, user, ids, self._tables[lookup.table])

@@ -172,10 +172,12 @@ class Scorer:
             seen = min(seen, manifest.max_history)
         newest = slice(max(0, len(state.newest_item) - manifest.recent), None)
         recent = self._lookups.recent(
+            state.user,
             state.newest_item[newest],
             state.newest_type[newest],
             time - state.newest_time[newest],
         )
+        coded = items.seen_by(state.user, ids)
         arrays = {
             "vectors": vectors,
             "events": events,
@@ -183,9 +185,9 @@ class Scorer:
             "length": np.array([seen]),
             "users": self._lookups.users(state.user, state.features),
             "recent": recent,
-            "candidates": self._lookups.candidates(ids),
-            "codes": items.codes[ids].astype(np.int64),
-            "placed": np.array(items.placed[ids]),
+            "candidates": self._lookups.candidates(state.user, ids),
+            "codes": items.codes[coded].astype(np.int64),
+            "placed": np.array(items.placed[coded]),
         }
         return {name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in arrays.items()}
 

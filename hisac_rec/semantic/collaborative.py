@@ -2,7 +2,10 @@
 
 Reads the files of the training split and no others: the events that training requests may
 see and the candidates with a positive label. So the embedding knows nothing of the valid or
-test period. It does know the training labels, which a content embedding never does.
+test period. What a user reads of it was made without the users of his group, so it does not know
+his training labels either (:mod:`hisac_rec.semantic.views`).
+
+Legend: V views, I items.
 """
 
 from __future__ import annotations
@@ -24,15 +27,16 @@ from hisac_rec.errors import UserError
 from hisac_rec.progress import progress
 from hisac_rec.semantic.config import CollaborativeConfig
 from hisac_rec.semantic.reduction import truncated_svd
+from hisac_rec.semantic.views import views_of_users
 
 log = logging.getLogger(__name__)
 
 BATCH_USERS = 8_192
-COLUMNS = ["history_item", "requests"]
+COLUMNS = ["user", "history_item", "requests"]
 
 
 class Interactions(NamedTuple):
-    """(user row, item) pairs of one batch of users, repeats included."""
+    """(row of the split, item) pairs of one batch of users, repeats included."""
 
     users: NDArray[np.int64]
     items: NDArray[np.int64]
@@ -40,13 +44,14 @@ class Interactions(NamedTuple):
 
 def collaborative_vectors(
     data: PreparedData, dim: int, config: CollaborativeConfig, seed: int
-) -> tuple[NDArray[np.float32], dict[str, NDArray]]:
-    """Item factors of the training split; a row of zeros where an item was never seen there.
+) -> tuple[NDArray[np.float32], NDArray[np.float32], dict[str, NDArray]]:
+    """Item factors of the training split in every view; zeros where an item has no support there.
 
     The user x item matrix of log(1 + count) is scaled by ``D_user^-1/2 A D_item^-1/2`` and
     factorised; the first direction, which is popularity alone, is dropped. This is the
     correspondence analysis of the matrix: its factors are those of pointwise mutual
-    information to first order, without a dense items x items matrix. O(pairs dim).
+    information to first order, without a dense items x items matrix. O(V pairs dim).
+    Later views are turned onto the first by an orthogonal Procrustes rotation.
 
     Args:
         data: the prepared data.
@@ -55,27 +60,72 @@ def collaborative_vectors(
         seed: of the user sample and of the SVD.
 
     Returns:
-        [I, dim], and what :func:`fold_in` needs to place further items.
+        [V, I, dim] vectors; [V, I] users behind each; and what :func:`fold_in` needs to place
+        further items.
 
     Raises:
         UserError: the training split holds too little to factorise.
     """
-    matrix = _matrix(data, config.max_users, seed)
+    matrix, view = _matrix(data, config, seed)
+    found = []
+    for held_out in range(config.views):
+        part = _supported(matrix[view != held_out] if config.views > 1 else matrix, config)
+        support = np.bincount(part.indices, minlength=part.shape[1]).astype(np.float32)
+        found.append((*_factors(part, dim, config, seed, data), support))
+    width = min(factors.shape[1] for factors, _, _ in found)
+    first = found[0][0][:, :width]
+    turned = [first]
+    for factors, _, _ in found[1:]:
+        turned.append(_turned(factors[:, :width], first))
+    vectors = np.ascontiguousarray(turned, dtype=np.float32)
+    strengths = np.stack([values[:width] for _, values, _ in found]).astype(np.float32)
+    log.info("collaborative: %d pairs, %d users, %d items", matrix.nnz, *matrix.shape)
+    # A copy: who combines the sources changes the vectors in place.
+    made_by = {"factors": vectors.copy(), "strengths": strengths}
+    return vectors, np.stack([support for _, _, support in found]), made_by
+
+
+def _supported(matrix: sparse.csr_array, config: CollaborativeConfig) -> sparse.csr_array:
+    """The matrix without the items that too few users consumed."""
+    support = np.bincount(matrix.indices, minlength=matrix.shape[1])
+    keep = sparse.diags_array((support >= config.min_support).astype(np.float32))
+    kept = (matrix @ keep).tocsr()
+    kept.eliminate_zeros()
+    return kept
+
+
+def _factors(
+    matrix: sparse.csr_array, dim: int, config: CollaborativeConfig, seed: int, data: PreparedData
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """[I, dim] item factors of a user x item matrix, and their singular values."""
     users, items = (np.asarray(matrix.sum(axis)).ravel() for axis in (1, 0))
     if min((users > 0).sum(), (items > 0).sum()) < 3:
         raise UserError(
             f"{data.root / 'train'}: fewer than 3 users or items with an event or a positive "
-            "label: too little for source = 'collaborative'; choose another 'source'"
+            "label and the support that semantic_ids.collaborative.min_support = "
+            f"{config.min_support} asks for: too little for source = 'collaborative'; choose "
+            "another 'source', or lower min_support or views"
         )
     scale = [sparse.diags_array(_inverse_root(degree)) for degree in (users, items)]
     svd = truncated_svd((scale[0] @ matrix @ scale[1]).tocsr(), dim + 1, seed)
     factors = svd.components_.T[:, 1:] * svd.singular_values_[1:] ** config.spectrum
     factors *= _inverse_root(items)[:, None]  # undo popularity in the length of a row
-    log.info("collaborative: %d pairs, %d users, %d items", matrix.nnz, *matrix.shape)
-    vectors = np.ascontiguousarray(factors, dtype=np.float32)
-    strengths = svd.singular_values_[1:].astype(np.float32)
-    # A copy: who combines the sources changes the vectors in place.
-    return vectors, {"factors": vectors.copy(), "strengths": strengths}
+    return factors, svd.singular_values_[1:]
+
+
+def _turned(factors: NDArray[np.float64], onto: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The factors rotated onto those of another view, by the items that both place. Directions
+    alone count, so that rare items, whose rows are long, do not decide.
+    """
+    from scipy.linalg import orthogonal_procrustes
+
+    both = factors.any(axis=1) & onto.any(axis=1)
+    if not both.any():
+        return factors
+    ours, theirs = (
+        f[both] / np.linalg.norm(f[both], axis=1, keepdims=True) for f in (factors, onto)
+    )
+    return factors @ orthogonal_procrustes(ours, theirs)[0]
 
 
 def fold_in(
@@ -84,13 +134,14 @@ def fold_in(
     stored: dict[str, NDArray],
     config: CollaborativeConfig,
     seed: int,
-) -> NDArray[np.float32]:
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Vectors of all items in the space of an earlier factorisation, without a new one.
 
     By the transition formulas of correspondence analysis: a user stands at the mean of the known
     items that he consumed, divided by the squared singular values; a new item stands at the mean
     of its users. So no user has to be known from before, and none is stored. Known items keep
-    their factors. O(pairs dim).
+    their factors. A new item's place in a view comes from the users of the other groups. O(V pairs
+    dim).
 
     Args:
         data: the data with the new items; its training split is read and no other.
@@ -100,14 +151,24 @@ def fold_in(
         seed: of the user sample.
 
     Returns:
-        [I, dim]; a row of zeros where a new item was consumed by nobody who can be placed.
+        [V, I, dim], zeros where a new item was consumed by too few who can be placed; and [V, I]
+        users behind each.
     """
-    factors, strengths = stored["factors"], stored["strengths"]
-    vectors = np.where(old[:, None] >= 0, factors[old.clip(0)], np.float32(0))
+    matrix, view = _matrix(data, config, seed)
+    found, support = [], []
+    for held_out in range(config.views):
+        part = _supported(matrix[view != held_out] if config.views > 1 else matrix, config)
+        factors, strengths = stored["factors"][held_out], stored["strengths"][held_out]
+        found.append(_folded(part, np.where(old[:, None] >= 0, factors[old.clip(0)], 0), strengths))
+        support.append(np.bincount(part.indices, minlength=part.shape[1]))
+    return np.stack(found).astype(np.float32), np.stack(support).astype(np.float32)
+
+
+def _folded(matrix: sparse.csr_array, vectors: NDArray, strengths: NDArray) -> NDArray:
+    """[I, dim] vectors where the rows of zeros are placed by their users."""
     placed = np.asarray(vectors.any(axis=1), dtype=bool)
     if placed[1:].all():
         return vectors
-    matrix = _matrix(data, config.max_users, seed)
     inverse = np.divide(1, strengths**2, out=np.zeros_like(strengths), where=strengths > 0)
     users = _means(matrix[:, placed], vectors[placed]) * inverse
     there = np.asarray(users.any(axis=1), dtype=bool)
@@ -126,29 +187,36 @@ def _inverse_root(degree: NDArray) -> NDArray:
     return np.divide(1.0, np.sqrt(degree), out=np.zeros_like(degree), where=degree > 0)
 
 
-def _matrix(data: PreparedData, max_users: int, seed: int) -> sparse.csr_array:
-    """[users of the training split, I] of log(1 + count); row 0 and column 0 are unknown."""
-    total = data.manifest.splits["train"].users
+def _matrix(
+    data: PreparedData, config: CollaborativeConfig, seed: int
+) -> tuple[sparse.csr_array, NDArray[np.int64]]:
+    """[rows of the training split, I] of log(1 + count), and the view that each row reads.
+
+    Column 0, the unknown item, is empty.
+    """
+    total, max_users = data.manifest.splits["train"].users, config.max_users
     keep = np.ones(total, bool)
     if total > max_users:
         keep[:] = False
         keep[np.random.default_rng(seed).choice(total, max_users, replace=False)] = True
-    users, items = [], []
+    rows, items, who = [], [], []
     with progress("read training split", total, "users") as advance:
-        for rows, part in _batches(data):
+        for users, part in _batches(data):
             chosen = keep[part.users] & (part.items > 0)
-            users.append(part.users[chosen])
+            rows.append(part.users[chosen])
             items.append(part.items[chosen])
-            advance(rows)
-    pairs = (np.concatenate(users), np.concatenate(items))
+            who.append(users)
+            advance(len(users))
+    pairs = (np.concatenate(rows), np.concatenate(items))
     ones = np.ones(len(pairs[0]), np.float32)
     matrix = sparse.coo_array((ones, pairs), shape=(total, data.manifest.items)).tocsr()
     matrix.data = np.log1p(matrix.data)
-    return matrix
+    views = views_of_users(data, config.views)
+    return matrix, views[np.concatenate(who)]
 
 
-def _batches(data: PreparedData) -> Iterator[tuple[int, Interactions]]:
-    """Batches of users of the training split: (rows, their interactions)."""
+def _batches(data: PreparedData) -> Iterator[tuple[NDArray[np.int32], Interactions]]:
+    """Batches of rows of the training split: (their users, their interactions)."""
     first = 0
     for path in data.split_files("train"):
         try:
@@ -156,7 +224,7 @@ def _batches(data: PreparedData) -> Iterator[tuple[int, Interactions]]:
             for batch in file.iter_batches(BATCH_USERS, columns=COLUMNS):
                 part = _interactions(batch)
                 _check(part.items, data.manifest.items, path)
-                yield batch.num_rows, Interactions(part.users + first, part.items)
+                yield batch.column("user").to_numpy(), Interactions(part.users + first, part.items)
                 first += batch.num_rows
         except DAMAGED as error:
             raise UserError(f"{path}: damaged Parquet file ({error}); prepare it again") from None

@@ -41,6 +41,15 @@ class CollaborativeConfig(Strict):
     max_users: int = Field(default=1_000_000, ge=1)
     """At most this many training users are used (a seeded sample): memory is about 12 bytes
     per (user, item) pair."""
+    views: int = Field(default=4, ge=1, le=64)
+    """Groups of users that are held out in turn: what a user's rows read of an item was fitted on
+    the users of all other groups, so that it does not know their labels (hisac_rec.semantic.views).
+    1 holds nobody out: codes know the training labels, and training metrics mean nothing."""
+    min_support: int = Field(default=2, ge=1)
+    """An item that fewer users consumed has no place by co-consumption."""
+    shrinkage: float = Field(default=2.0, ge=0.0)
+    """An item that n users consumed keeps n / (n + shrinkage) of its own vector; the rest is what
+    its other source predicts, or the origin where there is none."""
     spectrum: float = Field(default=1.0, ge=0.0, le=2.0)
     """Power of the singular values: 0 whitens the factors, 1 keeps the matrix's own scale."""
 
@@ -121,3 +130,8 @@ class SemanticIdConfig(Strict):
     """Settings of a refit that goes on from an earlier one."""
     rqvae: RqVaeConfig = RqVaeConfig()
     """Settings of method = "rqvae"."""
+
+    @property
+    def views(self) -> int:
+        """V: sets of codes, one for each group of users; 1 where codes come from no users."""
+        return self.collaborative.views if "collaborative" in self.source else 1

@@ -18,11 +18,12 @@ from hisac_rec.errors import UserError
 from hisac_rec.semantic.codebook import Codebook, Quantiser
 from hisac_rec.semantic.config import SemanticIdConfig
 from hisac_rec.semantic.item_vectors import ItemVectors, item_vectors
+from hisac_rec.semantic.probe import GAP, Probe, probe
 from hisac_rec.semantic.quality import Refresh, Report, measure
 from hisac_rec.semantic.residual_kmeans import ResidualKMeans
 from hisac_rec.semantic.rqvae import RqVae
 from hisac_rec.semantic.sources import Means, choose_source
-from hisac_rec.semantic.store import REPORT_FILE, save_semantics
+from hisac_rec.semantic.store import REPORT_FILE, Semantics, save_semantics
 
 log = logging.getLogger(__name__)
 
@@ -117,11 +118,11 @@ class Fitted:
 
     items: ItemVectors
     source: Tensor
-    """[I, s] float32, as the quantiser saw them."""
+    """[V I, s] float32, as the quantiser saw them."""
     vectors: Tensor
-    """[I, d] semantic vectors as they are stored."""
+    """[V I, d] semantic vectors as they are stored."""
     codes: Tensor
-    """[I, D] int32."""
+    """[V I, D] int32."""
     quantiser: Quantiser
     refresh: Refresh | None = None
     """What became of an earlier fit."""
@@ -146,19 +147,28 @@ def write_fit(data: PreparedData, config: SemanticIdConfig, fitted: Fitted) -> R
     for warning in quality.warnings:
         log.warning("%s", warning)
     real = np.arange(data.manifest.items) > 0
+    by_view = items.known.reshape(config.views, -1)
+    somewhere = by_view.any(axis=0)
     report = Report(
         config=config,
         data_fingerprint=data.manifest.fingerprint,
         items=data.manifest.items,
-        items_without_vector=int((real & ~items.known).sum()),
+        items_without_vector=int((real & ~somewhere).sum()),
         items_unseen=int((real & ~items.seen).sum()),
-        items_unseen_with_vector=int((real & ~items.seen & items.known).sum()),
-        items_fitted=int(items.fit.sum()),
+        items_unseen_with_vector=int((real & ~items.seen & somewhere).sum()),
+        items_fitted=int(items.fit.reshape(config.views, -1).any(axis=0).sum()),
         quality=quality,
+        support=_support(items, config),
         inputs=items.inputs,
         digests=items.digests,
         refresh=fitted.refresh,
     )
+    semantics = Semantics(
+        codes.numpy(), vectors.numpy(), [w.numpy() for w in book.levels], items.known, config.views
+    )
+    report = report.model_copy(update={"probe": probe(data, semantics)})
+    if report.probe is not None and report.probe.gap > GAP:
+        log.warning("%s", leak_in_words(report.probe, config.views))
     save_semantics(
         data.root,
         codes.numpy(),
@@ -167,11 +177,38 @@ def write_fit(data: PreparedData, config: SemanticIdConfig, fitted: Fitted) -> R
         items.known,
         data_fingerprint=data.manifest.fingerprint,
         report_json=report.model_dump_json(indent=2),
+        views=config.views,
         featuriser=items.featuriser
         | {f"{QUANTISER}{name}": array for name, array in quantiser.state().items()},
         lineage=fitted.lineage,
     )
     return report
+
+
+def _support(items: ItemVectors, config: SemanticIdConfig) -> dict[str, float] | None:
+    """See :class:`~hisac_rec.semantic.quality.Report`."""
+    if items.support is None:
+        return None
+    users = items.support.mean(axis=0)[1:]
+    users = users[items.seen[1:]]
+    if not len(users):
+        return None
+    found = {str(share): float(np.quantile(users, share)) for share in (0.1, 0.5, 0.9)}
+    return found | {"below": float((users < config.collaborative.min_support).mean())}
+
+
+def leak_in_words(found: Probe, views: int) -> str:
+    """What a large gap between training and validation labels means."""
+    cause = (
+        "codes were fitted on the labels that a ranker is to learn: set "
+        "semantic_ids.collaborative.views to 4"
+        if views == 1
+        else "the two periods differ, or their candidates were drawn in another way"
+    )
+    return (
+        f"the codes alone tell training labels with an AUC of {found.train:.3f}, validation labels "
+        f"with {found.valid:.3f}: {cause}"
+    )
 
 
 def vector_dtype(config: SemanticIdConfig) -> torch.dtype:
@@ -204,7 +241,7 @@ def read_report(data: PreparedData) -> Report | None:
 
 def check_codes(config: SemanticIdConfig, items: ItemVectors) -> None:
     """Refuse more codes than there are items to learn from."""
-    fitted = min(int(items.fit.sum()), config.fit_sample)
+    fitted = len(fit_rows(items, config))
     if max(config.codes) > fitted:
         level = int(np.argmax(config.codes))
         raise UserError(
@@ -217,6 +254,10 @@ def check_codes(config: SemanticIdConfig, items: ItemVectors) -> None:
 def fit_rows(items: ItemVectors, config: SemanticIdConfig) -> torch.Tensor:
     """Rows the quantiser learns from, a seeded sample where there are very many."""
     rows = np.flatnonzero(items.fit)
+    count = len(items.seen)
+    views = len(items.fit) // count
+    if views > 1:  # each item once, from one of its views
+        rows = rows[rows // count == rows % count % views]
     if len(rows) > config.fit_sample:
         rng = np.random.default_rng(config.seed)
         rows = np.sort(rng.choice(rows, config.fit_sample, replace=False))

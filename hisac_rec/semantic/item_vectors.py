@@ -1,12 +1,12 @@
 """One source vector per item: those of one source, or of two side by side.
 
-Legend: I items (row 0 = the unknown item), s width of a source vector.
+Legend: I items (row 0 = the unknown item), s width of a source vector, V views.
 """
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,15 +30,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ItemVectors:
-    """The input of a quantiser."""
+    """The input of a quantiser: view after view, I rows each."""
 
     vectors: Vectors
-    """[I, s]; items of which nothing is known hold the mean of the others."""
+    """[V I, s]; items of which nothing is known hold the mean of the others."""
     known: Flags
-    """[I]: the item has a vector of its own."""
+    """[V I]: the item has a vector of its own."""
     fit: Flags
-    """[I]: the quantiser may learn from it; with a collaborative source, only what the
-    training split has seen."""
+    """[V I]: the quantiser may learn from it; with a collaborative source, only what the
+    training split has seen often enough."""
     seen: Flags
     """[I]: the item occurs in the training period (``items.first_time``)."""
     featuriser: Arrays = field(default_factory=dict)
@@ -47,16 +47,20 @@ class ItemVectors:
     """For people: what was read besides the prepared data."""
     digests: dict[str, str] = field(default_factory=dict)
     """Of that."""
+    support: NDArray[np.float32] | None = None
+    """[V, I] users behind each vector, where who consumed what is a source."""
 
 
 def item_vectors(
     data: PreparedData, config: SemanticIdConfig, means: Means = ON_CPU
 ) -> ItemVectors:
-    """Source vectors of all items.
+    """Source vectors of all items, in every view.
 
     With two sources each half is scaled to length 1 (where ``normalise``), a half that an
     item lacks is predicted from the other by ridge regression (so that an item unseen in
     training is placed by its text), and the halves are weighted by ``collaborative_weight``.
+    What few users say of an item is shrunk (``collaborative.shrinkage``) towards that prediction,
+    or towards the origin where there is no other source.
 
     Args:
         data: the prepared data.
@@ -69,30 +73,21 @@ def item_vectors(
     """
     names = config.source.split("+")
     found = [vectors_of(name, data, config, means) for name in names]
-    parts = [part.vectors for part in found]
     featuriser = {
         f"{name}.{key}": array
         for name, part in zip(names, found, strict=True)
         for key, array in part.made_by.items()
     }
-    known = _known(parts)
-    if not known.any():
+    whole = _views(data, config, names, found, featuriser, learn=True)
+    if not whole.known.any():
         raise UserError(
             f"{data.root / 'items.parquet'}: no item has a vector from source = "
             f"'{config.source}'; choose another 'source'"
         )
-    fit = _nonzero(parts[names.index("collaborative")]) if "collaborative" in names else known
-    if config.normalise:
-        parts = [_unit(part) for part in parts]
-    if len(parts) == 2:
-        featuriser |= _predictor("first", parts[0], parts[1])
-        featuriser |= _predictor("second", parts[1], parts[0])
-    vectors = _combine(parts, featuriser, config)
-    mean = vectors[fit].mean(axis=0)
-    vectors[~known] = mean
+    mean = whole.vectors[whole.fit].mean(axis=0)
+    whole.vectors[~whole.known] = mean
     featuriser["mean"] = mean
-    vectors = np.ascontiguousarray(vectors, np.float32)
-    return ItemVectors(vectors, known, fit, _seen(data), featuriser, *_besides(found))
+    return whole
 
 
 def placed_vectors(
@@ -129,27 +124,78 @@ def placed_vectors(
             if key.startswith(prefix)
         }
         found.append(vectors_again(name, data, config, own, old, means))
-    parts = [part.vectors for part in found]
-    known = _known(parts)
-    fit = _nonzero(parts[names.index("collaborative")]) if "collaborative" in names else known
-    if config.normalise:
-        parts = [_unit(part) for part in parts]
-    vectors = _combine(parts, stored, config)
-    vectors[~known] = stored["mean"]
-    if "rotation" in stored:
-        vectors = vectors @ stored["rotation"]
-    vectors = np.ascontiguousarray(vectors, np.float32)
-    return ItemVectors(vectors, known, fit, _seen(data), stored, *_besides(found))
+    whole = _views(data, config, names, found, stored, learn=False)
+    whole.vectors[~whole.known] = stored["mean"]
+    if "rotation" not in stored:
+        return whole
+    return replace(whole, vectors=np.ascontiguousarray(whole.vectors @ stored["rotation"]))
 
 
-def _combine(parts: list[Vectors], featuriser: Arrays, config: SemanticIdConfig) -> Vectors:
-    """One vector of the parts of each item, a missing half predicted."""
+def _views(
+    data: PreparedData,
+    config: SemanticIdConfig,
+    names: list[str],
+    found: list[Part],
+    featuriser: Arrays,
+    *,
+    learn: bool,
+) -> ItemVectors:
+    """All views one after the other; where ``learn``, regressions are fitted and added to
+    ``featuriser``.
+    """
+    support = next((part.support for part in found if part.support is not None), None)
+    parts_of_views = [
+        [part.vectors if part.vectors.ndim == 2 else part.vectors[view] for part in found]
+        for view in range(config.views)
+    ]
+    vectors, known, fit = [], [], []
+    for view, parts in enumerate(parts_of_views):
+        known.append(_known(parts))
+        both = "collaborative" in names
+        fit.append(_nonzero(parts[names.index("collaborative")]) if both else known[-1])
+        if config.normalise:
+            parts = [_unit(part) for part in parts]
+        prefix = f"{view}." if config.views > 1 else ""
+        if len(parts) == 2 and learn:
+            featuriser |= _predictor(f"{prefix}first", parts[0], parts[1])
+            featuriser |= _predictor(f"{prefix}second", parts[1], parts[0])
+        own = None
+        if support is not None:
+            users = support[view]
+            own = users / np.maximum(users + config.collaborative.shrinkage, 1e-9)
+        vectors.append(_combine(parts, featuriser, prefix, config, names, own))
+    whole = np.ascontiguousarray(np.concatenate(vectors), np.float32)
+    together = np.concatenate(known), np.concatenate(fit)
+    inputs, digests = _besides(found)
+    return ItemVectors(whole, *together, _seen(data), featuriser, inputs, digests, support)
+
+
+def _combine(
+    parts: list[Vectors],
+    featuriser: Arrays,
+    prefix: str,
+    config: SemanticIdConfig,
+    names: list[str],
+    own: NDArray[np.float32] | None,
+) -> Vectors:
+    """One vector of the parts of each item, a missing half predicted.
+
+    ``own`` [I] is the share that the collaborative part keeps of its own vector.
+    """
     if len(parts) == 1:
-        return parts[0]
-    first = _fill_missing(parts[0], parts[1], "first", featuriser)
-    second = _fill_missing(parts[1], parts[0], "second", featuriser)
+        return parts[0] if own is None else parts[0] * own[:, None]
+    filled = []
+    for name, target, given, source in zip(
+        ("first", "second"), parts, reversed(parts), names, strict=True
+    ):
+        predicted = _predict(given, target.shape[1], f"{prefix}{name}", featuriser)
+        share = _nonzero(target).astype(np.float32)
+        if source == "collaborative" and own is not None:
+            share = share * np.where(_nonzero(given), own, 1)
+        # Not scaled again: what is predicted is short where little is known.
+        filled.append(target * share[:, None] + predicted * (1 - share)[:, None])
     weight = config.collaborative_weight
-    vectors = np.hstack([first * np.sqrt(1 - weight), second * np.sqrt(weight)])
+    vectors = np.hstack([filled[0] * np.sqrt(1 - weight), filled[1] * np.sqrt(weight)])
     return _unit(vectors) if config.normalise else vectors
 
 
@@ -195,12 +241,11 @@ def _predictor(name: str, target: Vectors, given: Vectors) -> Arrays:
     return {f"{name}.slopes": ridge.coef_, f"{name}.intercept": ridge.intercept_}
 
 
-def _fill_missing(target: Vectors, given: Vectors, name: str, featuriser: Arrays) -> Vectors:
-    """Fill rows of zeros in ``target`` by the regression on ``given``."""
-    missing = ~_nonzero(target) & _nonzero(given)
-    if not missing.any() or f"{name}.slopes" not in featuriser:
-        return target
-    filled = target.copy()
+def _predict(given: Vectors, width: int, name: str, featuriser: Arrays) -> Vectors:
+    """[I, s] by the regression on ``given``; zeros where that is zero, or nothing was learned."""
+    if f"{name}.slopes" not in featuriser:
+        return np.zeros((len(given), width), np.float32)
     slopes, intercept = featuriser[f"{name}.slopes"], featuriser[f"{name}.intercept"]
-    filled[missing] = given[missing] @ slopes.T + intercept
-    return filled
+    predicted: Vectors = (given @ slopes.T + intercept).astype(np.float32)
+    predicted[~_nonzero(given)] = 0.0
+    return predicted

@@ -79,7 +79,7 @@ def tree(data: PreparedData, semantics: Semantics) -> list[Node]:
     Of items with a vector of their own; the codes of the others mean nothing. O(I log I).
     """
     popular = np.argsort(-data.items["train_count"].to_numpy(), kind="stable")
-    popular = popular[semantics.known[popular]]
+    popular = popular[semantics.known[semantics.in_view(0)][popular]]
     names = data.items["text" if data.manifest.has_text else "raw_id"]
     raw = data.items["raw_id"]
     nodes = [

@@ -16,6 +16,7 @@ from torch import Tensor
 from hisac_rec.config import Strict
 from hisac_rec.semantic.codebook import Codebook
 from hisac_rec.semantic.config import SemanticIdConfig
+from hisac_rec.semantic.probe import Probe
 from hisac_rec.semantic.store import prefix_ids
 
 COLLAPSE_USAGE = 0.5
@@ -126,6 +127,12 @@ class Report(Strict):
     """Items that the quantiser learned from."""
     quality: Quality
     """The numbers."""
+    support: dict[str, float] | None = None
+    """Users behind the vector of a seen item, from who consumed what: quantiles "0.1", "0.5", "0.9"
+    over items, and "below", the share of items with too few of them (``min_support``). Of the mean
+    over views."""
+    probe: Probe | None = None
+    """How well the codes alone tell labels."""
     inputs: list[str] = []
     """For people: what was read besides the prepared data, and how far it reaches."""
     digests: dict[str, str] = {}

@@ -5,7 +5,7 @@ vectors again, in yesterday's space and from yesterday's code words, and lets an
 only where that is worth it. Either way a code means what it meant, and a ranker that learned a row
 for it can go on.
 
-Legend: I items, D levels, s width of source vectors, d width of semantic vectors.
+Legend: I items, V views, D levels, s width of source vectors, d width of semantic vectors.
 """
 
 from __future__ import annotations
@@ -38,12 +38,13 @@ from hisac_rec.semantic.item_vectors import ItemVectors, item_vectors, placed_ve
 from hisac_rec.semantic.predecessor import Predecessor, match_items
 from hisac_rec.semantic.quality import Refresh, Report
 from hisac_rec.semantic.sources import Means
+from hisac_rec.semantic.views import rows_in_views
 
 log = logging.getLogger(__name__)
 
 SAME = 1e-4
 """Two sets of vectors that differ by less than this share of squared length are in one space."""
-FIXED = ("source", "dim", "normalise", "method", "codes", "vector_dtype")
+FIXED = ("source", "views", "dim", "normalise", "method", "codes", "vector_dtype")
 """Settings that a refit shares with what it goes on from."""
 FIXED_RQVAE = ("rqvae.latent_dim", "rqvae.hidden", "text.model")
 """And besides, where networks are trained on."""
@@ -76,6 +77,7 @@ def extend_semantic_ids(
         )
     rows = match_items(data, old.data)
     items = placed_vectors(data, config, old.featuriser, rows, _means(old, device))
+    rows = rows_in_views(rows, config.views, old.data.manifest.items)
     quantiser = make_quantiser(config, device)
     quantiser.restore(Codebook.of(old.semantics, device), old.quantiser)
     source = rounded(items.vectors, config)
@@ -124,13 +126,14 @@ def refit_semantic_ids(
     _check(config, old)
     rows = match_items(data, old.data)
     items = item_vectors(data, config, _means(old, device))
-    shared = (rows > 0) & items.known & old.semantics.known[rows.clip(0)]
+    there = _source_vectors(data, config, old, rows, device)
+    rows = rows_in_views(rows, config.views, old.data.manifest.items)
+    shared = _real(rows, old) & items.known & old.semantics.known[rows.clip(0)]
     if not shared.any():
         raise UserError(
             f"{data.root}: has no item with a vector in common with {old.data.root}: raw ids are "
             "matched; fit without --from"
         )
-    there = _source_vectors(data, config, old, rows, device)
     items, misfit = _turned(items, there, shared, old)
     check_codes(config, items)
     source = rounded(items.vectors, config)
@@ -160,7 +163,8 @@ def _source_vectors(
 ) -> NDArray[np.float32]:
     """[I, s] where today's items stood in the space of the earlier source vectors."""
     if config.method == "residual_kmeans":
-        return old.semantics.vectors[rows.clip(0)].astype(np.float32)
+        everywhere = rows_in_views(rows, config.views, old.data.manifest.items)
+        return old.semantics.vectors[everywhere.clip(0)].astype(np.float32)
     return placed_vectors(data, config, old.featuriser, rows, _means(old, device)).vectors
 
 
@@ -197,9 +201,15 @@ def _grown(items: ItemVectors, old: Predecessor, rows: NDArray[np.int64]) -> dic
     name = "collaborative.factors"
     if name not in old.featuriser:
         return items.featuriser
-    factors = old.featuriser[name][rows.clip(0)]
+    before = old.featuriser[name]
+    factors = before.reshape(-1, before.shape[-1])[rows.clip(0)]
     factors[rows < 0] = 0.0
-    return items.featuriser | {name: factors}
+    return items.featuriser | {name: factors.reshape(len(before), -1, before.shape[-1])}
+
+
+def _real(rows: NDArray[np.int64], old: Predecessor) -> NDArray[np.bool_]:
+    """[V I] rows of items that the earlier fit knows, the unknown item left out."""
+    return np.asarray((rows >= 0) & (rows % old.data.manifest.items > 0))
 
 
 def _compare(
@@ -213,7 +223,7 @@ def _compare(
     misfit: float,
 ) -> Refresh:
     before = old.semantics
-    there = rows > 0
+    there = _real(rows, old)
     both = there & known & before.known[rows.clip(0)]
     differs = codes.numpy()[both] != before.codes[rows[both]]
     count = max(int(both.sum()), 1)

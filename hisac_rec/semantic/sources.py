@@ -1,6 +1,6 @@
 """Item vectors out of each source: content, text, or who consumed an item.
 
-Legend: I items (row 0 = the unknown item), s width of a source vector.
+Legend: I items (row 0 = the unknown item), s width of a source vector, V views.
 """
 
 from __future__ import annotations
@@ -31,11 +31,13 @@ class Part(NamedTuple):
     """Vectors out of one source."""
 
     vectors: Vectors
-    """[I, s]; zeros where it knows nothing of an item."""
+    """[I, s], or [V, I, s] where views differ; zeros where it knows nothing of an item."""
     made_by: Arrays
     """What places further items in the same space."""
     inputs: list[str] = []
     digests: dict[str, str] = {}
+    support: NDArray[np.float32] | None = None
+    """[V, I] users behind each vector; None: it comes from no users."""
 
 
 def choose_source(data: PreparedData, config: SemanticIdConfig) -> SemanticIdConfig:
@@ -94,7 +96,8 @@ def vectors_of(name: str, data: PreparedData, config: SemanticIdConfig, means: M
         return _reduced(_embedded(data, config, means), config)
     if name == "text":
         return Part(*text_vectors(data.items.column("text"), dim, config.text, config.seed, path))
-    return Part(*collaborative_vectors(data, dim, config.collaborative, config.seed))
+    vectors, support, made_by = collaborative_vectors(data, dim, config.collaborative, config.seed)
+    return Part(vectors, made_by, support=support)
 
 
 def _reduced(part: Part, config: SemanticIdConfig) -> Part:
@@ -148,7 +151,8 @@ def vectors_again(
         return _reduced_again(part, stored, f"'{config.text.model}'")
     if name == "text":
         return Part(text_vectors_again(data.items.column("text"), config.text, stored), {})
-    return Part(fold_in(data, old, stored, config.collaborative, config.seed), {})
+    vectors, support = fold_in(data, old, stored, config.collaborative, config.seed)
+    return Part(vectors, {}, support=support)
 
 
 def _embedded(data: PreparedData, config: SemanticIdConfig, means: Means) -> Part:

@@ -2,12 +2,13 @@
 
 ``semantic_ids.parquet`` holds, for row i = item i (row 0, the unknown item, included), the
 item's path of codes, the vector that was quantised, and whether anything was known of the
-item that a vector could come from; ``codebook.parquet`` the code words
+item that a vector could come from, for each view one after the other
+(:mod:`hisac_rec.semantic.views`; mostly there is one); ``codebook.parquet`` the code words
 (level and code count from 0); ``semantic_ids.json`` the quality report; ``featuriser.npz`` what
 places further items (:mod:`hisac_rec.semantic.featuriser`). All carry the
 fingerprint of the fit, so that files of two fits are never read together.
 
-Legend: I items, D levels, C_l codes of level l, d width of the semantic vectors.
+Legend: I items, V views, D levels, C_l codes of level l, d width of the semantic vectors.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ FIT_KEY = b"hisac_rec.fit"
 """Parquet metadata key: fingerprint of the fit."""
 DATA_KEY = b"hisac_rec.data"
 """Parquet metadata key: fingerprint of the prepared data that was fitted."""
+VIEWS_KEY = b"hisac_rec.views"
+"""Parquet metadata key: number of views; absent where an earlier release wrote one."""
 LINEAGE_KEY = b"hisac_rec.lineage"
 """Parquet metadata key: fingerprints of the fits whose codes this one kept, newest first."""
 LINEAGE_LENGTH = 400
@@ -55,14 +58,17 @@ class Semantics:
     """
 
     codes: NDArray[np.int32]
-    """[I, D]: the path of each item, ``0 <= codes[i, l] < C_l``; row 0 is the unknown item."""
+    """[V I, D]: the path of each item in each view, ``0 <= codes[i, l] < C_l``; row 0 of a view is
+    the unknown item."""
     vectors: NDArray[np.float16] | NDArray[np.float32]
-    """[I, d]: the frozen semantic vector e_i, in the space of the code words."""
+    """[V I, d]: the frozen semantic vector e_i, in the space of the code words."""
     codebook: list[NDArray[np.float32]]
     """D arrays [C_l, d]: the code words; a path stands for the sum of its code words."""
     known: NDArray[np.bool_]
-    """[I]: whether the item has a vector of its own; the others stand at the mean of all, and
+    """[V I]: whether the item has a vector of its own; the others stand at the mean of all, and
     their codes mean nothing."""
+    views: int = 1
+    """V."""
     fingerprint: str = ""
     """Hex digest over all of this: which fit a checkpoint was made on."""
     lineage: tuple[str, ...] = ()
@@ -79,9 +85,14 @@ class Semantics:
         """Nodes of the global tree at each level: ``C_1 * ... * C_l``."""
         return list(accumulate(self.code_counts, mul))
 
+    def in_view(self, view: int) -> slice:
+        """Rows of one view."""
+        items = len(self.codes) // self.views
+        return slice(view * items, (view + 1) * items)
+
     @cached_property
     def prefix_ids(self) -> NDArray[np.int64]:
-        """[I, D]: the tree node of every item at every level; see :func:`prefix_ids`."""
+        """[V I, D]: the tree node of every item at every level; see :func:`prefix_ids`."""
         return prefix_ids(self.codes, self.code_counts)
 
 
@@ -112,6 +123,7 @@ def save_semantics(
     *,
     data_fingerprint: str,
     report_json: str,
+    views: int = 1,
     featuriser: Mapping[str, Array] | None = None,
     lineage: Sequence[str] = (),
 ) -> str:
@@ -119,12 +131,13 @@ def save_semantics(
 
     Args:
         root: the folder of the prepared data.
-        codes: [I, D].
-        vectors: [I, d], float16 or float32.
+        codes: [V I, D].
+        vectors: [V I, d], float16 or float32.
         codebook: D arrays [C_l, d].
-        known: [I] items with a vector of their own.
+        known: [V I] items with a vector of their own.
         data_fingerprint: ``manifest.fingerprint`` of the data.
         report_json: the contents of ``semantic_ids.json``.
+        views: V.
         featuriser: the arrays of ``featuriser.npz``.
         lineage: fingerprints of the fits whose codes were kept, newest first.
 
@@ -136,9 +149,11 @@ def save_semantics(
     metadata = {FIT_KEY: fingerprint.encode(), DATA_KEY: data_fingerprint.encode()}
     if lineage:
         metadata[LINEAGE_KEY] = " ".join(lineage[:LINEAGE_LENGTH]).encode()
+    item = np.tile(np.arange(len(codes) // views, dtype=np.int32), views)
+    metadata[VIEWS_KEY] = str(views).encode()
     ids = pa.table(
         {
-            "item": pa.array(np.arange(len(codes), dtype=np.int32)),
+            "item": pa.array(item),
             "codes": _fixed_size_list(codes.astype(np.int32, copy=False)),
             "vector": _fixed_size_list(vectors),
             "known": pa.array(known),
@@ -182,9 +197,12 @@ def load_semantics(data: PreparedData) -> Semantics:
     book = data.read_parquet(CODEBOOK_FILE)
     ids_path, book_path = data.root / IDS_FILE, data.root / CODEBOOK_FILE
     mend = f"run 'hisac-rec semantic-ids {data.root} --force'"
-    if ids.num_rows != data.manifest.items:
+    views = int(_metadata(ids, VIEWS_KEY) or 1)
+    if ids.num_rows != views * data.manifest.items:
         raise UserError(
-            f"{ids_path}: {ids.num_rows} rows, but the data has {data.manifest.items} items; {mend}"
+            f"{ids_path}: {ids.num_rows} rows, but the data has {data.manifest.items} items"
+            + (f" in {views} views" if views > 1 else "")
+            + f"; {mend}"
         )
     fit, made_on = (_metadata(ids, key) for key in (FIT_KEY, DATA_KEY))
     if made_on not in ("", data.manifest.fingerprint):
@@ -211,7 +229,7 @@ def load_semantics(data: PreparedData) -> Semantics:
         raise UserError(f"{ids_path}: column 'known' is absent or has empty rows; {mend}")
     known = ids.column("known").to_numpy()
     lineage = tuple(_metadata(ids, LINEAGE_KEY).split())
-    return Semantics(codes, vectors, codebook, known, fit, lineage)
+    return Semantics(codes, vectors, codebook, known, views, fit, lineage)
 
 
 def fit_fingerprint(

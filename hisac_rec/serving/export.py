@@ -30,7 +30,6 @@ from hisac_rec.progress import progress
 from hisac_rec.scorer.artefact import (
     COMPILED,
     FORMAT,
-    FORMAT_OF_ROWS,
     INPUTS,
     MANIFEST,
     PROGRAM,
@@ -40,6 +39,7 @@ from hisac_rec.scorer.artefact import (
     ExportManifest,
     digest_of,
 )
+from hisac_rec.scorer.lookups import VIEWS
 from hisac_rec.serving.candidate_side import CandidateSide
 from hisac_rec.serving.compress import describe
 from hisac_rec.serving.precision import STORED, Precision, encode
@@ -97,13 +97,16 @@ def export_run(
     try:
         _load_dense(path, dense)
         _write_tables(path, job, dense, temporary / "tables", precision)
-        of_ids = _write_rows_of_ids(path, job, temporary / "tables")
+        _write_rows_of_ids(path, job, temporary / "tables")
         _write_items(job, temporary / "items")
+        if job.items.view_of_user is not None:
+            (temporary / VIEWS).parent.mkdir()
+            np.save(temporary / f"{VIEWS}.npy", job.items.view_of_user.astype(np.uint8))
         _write_program(side, job, temporary, compiled)
         _write_selftest(side, job, temporary / SELFTEST)
         found = read_manifest(path)
         manifest = ExportManifest(
-            format=FORMAT_OF_ROWS if of_ids else FORMAT,
+            format=FORMAT,
             name=job.config.name,
             run=cache.run,
             data_fingerprint=cache.data_fingerprint,
@@ -111,6 +114,7 @@ def export_run(
             versions=stack_versions(),
             dim=job.config.tables.dim,
             code_counts=list(job.spec.code_counts),
+            views=job.semantics.views if job.semantics else 1,
             recent=dense.recent,
             max_history=job.spec.max_history,
             has_clock=data.manifest.has_clock,
@@ -168,13 +172,12 @@ def _write_tables(
             np.save(folder / f"_{name}.npy", own.weight.detach().numpy())
 
 
-def _write_rows_of_ids(checkpoint: Path, job: Job, folder: Path) -> bool:
-    """Which rows an id reads, for the tables where it is not its own; True where there is one."""
+def _write_rows_of_ids(checkpoint: Path, job: Job, folder: Path) -> None:
+    """Which rows an id reads, for the tables where it is not its own."""
     source = StoredTensors(checkpoint)
     for name, rows in job.items.rows.items():
         mapping = stored_mapping(source, name)
         np.save(folder / f"{name}.rows.npy", rows if mapping is None else mapping.rows_of(rows))
-    return bool(job.items.rows)
 
 
 def _write_table(checkpoint: Path, key: str, stored: Any, path: Path, precision: Precision) -> None:

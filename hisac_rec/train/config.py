@@ -26,6 +26,15 @@ class TrainConfig(Strict):
     """Peak learning rate of the tables (row-wise Adagrad, fused into the backward pass)."""
     sparse_optimizer: Literal["rowwise_adagrad", "adagrad", "sgd"] = "rowwise_adagrad"
     """Fused optimiser of the tables; these three run on CPU and GPU."""
+    sparse_caution: float = Field(default=0.3, ge=0)
+    """How slowly a row that was met rarely moves: added to the root of the row's summed squared
+    gradients, in units of the gradient of one candidate's loss. With 0 the first step of a row
+    is as long as ``sparse_lr`` whatever it was met in, so that one meeting is learned by heart;
+    with c a row moves by about 1 / (1 + c / g) of that for a gradient g."""
+    unknown_rate: float = Field(default=1.0, ge=0)
+    """Train the rows of unknown ids: where an id was met n times in training, its row is left
+    out for the unknown id's with the probability unknown_rate / (unknown_rate + n). Rows that no
+    step has touched read as the unknown id's from then on."""
     sparse_weight_decay: float = Field(default=0.0, ge=0)
     """L2 decay of table rows, applied when a row is touched."""
     dense_weight_decay: float = Field(default=0.0, ge=0)
@@ -51,12 +60,14 @@ class TrainConfig(Strict):
     communication: Literal["fp32", "fp16", "bf16"] = "fp32"
     """What looked-up rows and their gradients travel as between ranks. Half the bytes with 16
     bits; tables, sums and optimiser stay as they are. gloo knows no bf16 and sends fp16."""
+    evaluations: int = Field(default=5, ge=1)
+    """Evaluate on the validation split at so many equal parts of the training, however short, as
+    well as after each epoch."""
     eval_every: int = Field(default=0, ge=0)
-    """Evaluate on the validation split every this many steps as well as after each epoch;
-    0: after each epoch alone."""
+    """Evaluate every this many steps instead, and after each epoch; 0: as ``evaluations`` says."""
     early_stop: int = Field(default=2, ge=0)
     """Stop after this many evaluations without a better validation metric; 0: never."""
-    metric: Literal["auc", "gauc", "logloss"] = "auc"
+    metric: Literal["auc", "gauc", "logloss"] = "logloss"
     """The validation metric for early stop and for the best checkpoint."""
     log_every: int = Field(default=50, gt=0)
     """Steps between log lines."""

@@ -6,13 +6,16 @@ import logging
 import time
 from pathlib import Path
 
+import numpy as np
 import torch.distributed as dist
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from hisac_rec.checkpoints.saving import Position, load_checkpoint, read_manifest
 from hisac_rec.data.contract import PreparedData, Split
 from hisac_rec.data.tasks import are_plain
-from hisac_rec.evaluation.predictions import PredictionWriter, predicted_tasks
+from hisac_rec.evaluation.health import concerns
+from hisac_rec.evaluation.metrics import defined_metrics
+from hisac_rec.evaluation.predictions import PredictionWriter, predicted_tasks, read_predictions
 from hisac_rec.evaluation.report import evaluate_predictions
 from hisac_rec.evaluation.results import Report
 from hisac_rec.planning.config import PlannerConfig
@@ -23,10 +26,13 @@ from hisac_rec.train.feed import Feeder
 from hisac_rec.train.job import Job, open_job, resolve_plan, shard
 from hisac_rec.train.metrics_log import MetricsLog
 from hisac_rec.train.optim import Optimizers
-from hisac_rec.train.pipeline import Batches, predict
+from hisac_rec.train.pipeline import Batches, predict, training_sample
 from hisac_rec.train.run import RunFolder, checkpoint_manifest
 
 log = logging.getLogger(__name__)
+
+TRAINING_SAMPLE = "train-sample"
+"""Name of the predictions of a sample of the training rows."""
 
 
 def write_predictions(
@@ -61,15 +67,27 @@ def write_predictions(
     model = load_ranker(job, path, ranks, planner)
     folder = run.predictions(split)
     total = data.manifest.splits[split].candidates
+    batches = Batches(job, ranks)
     seconds = predict_into(
         folder,
         job,
         model,
         ranks,
-        Batches(job, ranks).in_order(split),
+        batches.in_order(split),
         title=(f"predict {split}", total),
         name=path.name,
     )
+    if split != "train":
+        sample = training_sample(data)
+        predict_into(
+            run.predictions(TRAINING_SAMPLE),
+            job,
+            model,
+            ranks,
+            batches.sample("train", sample),
+            title=("predict a sample of the training rows", sample),
+            name=path.name,
+        )
     written = MetricsLog(run.root, ranks.first)
     step = read_manifest(path).position.step
     written.write(step, "predict", {"candidates_per_second": round(total / seconds, 1)})
@@ -191,9 +209,35 @@ def evaluate_run(
         draws=draws,
         task=task,
     )
+    report = _with_training(report, run, data, split, task)
     _, text = report.save(run.root, split, "" if task in (None, *tasks[:1]) else str(task))
     log.info("written to %s", text)
     return report
+
+
+def _with_training(
+    report: Report, run: RunFolder, data: PreparedData, split: Split, task: str | None
+) -> Report:
+    """The report with the metrics of the sample of training rows, and what is wrong, in words."""
+    of_model, *others = report.predictors
+    unseen = {name: found.value for name, found in of_model.metrics.items()}
+    trivial = {
+        other.name: other.metrics["logloss"].value for other in others if other.kind == "trivial"
+    }
+    training = {}
+    folder = run.predictions(TRAINING_SAMPLE)
+    if split != "train" and folder.is_dir():
+        task = task or next(iter(predicted_tasks(folder)), data.manifest.task)
+        rows = read_predictions(folder, task)
+        training = defined_metrics(rows.label, rows.logit.astype(np.float64), rows.user)
+    found = concerns(_defined(unseen), training or None, _defined(trivial), split=split)
+    for text in found:
+        log.warning("%s", text)
+    return report.model_copy(update={"training": training, "concerns": found})
+
+
+def _defined(values: dict[str, float | None]) -> dict[str, float]:
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def evaluate_tasks(

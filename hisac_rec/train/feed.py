@@ -64,6 +64,9 @@ class Feeder(Iterator[RequestBatch]):
         group: a group of its own for the counts, so that they never mix with the model's
             collectives; None on one rank.
         watch: told what this rank does, and asked whether it is to end.
+        pause: given how many batches and candidates (over all ranks) have been fed, whether to feed
+            no more for now: the pipeline works off what it holds, and nothing is in flight between
+            ranks then. Must say the same on every rank.
     """
 
     def __init__(
@@ -73,6 +76,7 @@ class Feeder(Iterator[RequestBatch]):
         world_size: int,
         group: dist.ProcessGroup | None,
         watch: Bystander | None = None,
+        pause: Callable[[int, int], bool] | None = None,
     ) -> None:
         self._batches = iter(batches)
         self._empty = empty
@@ -82,12 +86,16 @@ class Feeder(Iterator[RequestBatch]):
         self._asked: _Asked | None = None
         self._ended = False
         self._watch = watch or Bystander()
+        self._pause = pause
+        self._fed, self._candidates = 0, 0
+        self.paused = False
+        """Fed no more because ``pause`` said so; set to False to go on."""
         self.stopping = False
         """A rank was asked to end. All ranks know it after the same step."""
 
     def __next__(self) -> RequestBatch:
         """The next batch, with its ``loss_scale`` set; stops on all ranks at once."""
-        if self._ended:
+        if self._ended or self.paused:
             raise StopIteration
         asked = self._asked or self._ask()
         self._watch.beat("wait for the other ranks before a step")
@@ -106,6 +114,9 @@ class Feeder(Iterator[RequestBatch]):
         batch = self._empty() if asked.batch is None else asked.batch
         batch = batch.with_loss_scale(self._world_size / max(1, candidates))
         self._in_flight.append(Fed(batch, candidates, asked.waited, held_up))
+        self._fed, self._candidates = self._fed + 1, self._candidates + candidates
+        if self._pause is not None:
+            self.paused = self._pause(self._fed, self._candidates)
         return batch
 
     def _ask(self) -> _Asked:
@@ -126,6 +137,11 @@ class Feeder(Iterator[RequestBatch]):
     def at_last(self) -> bool:
         """True where the ranks have run out and a single batch is left in flight."""
         return self._ended and len(self._in_flight) == 1
+
+    @property
+    def drained(self) -> bool:
+        """True where nothing more is fed for now, and nothing is in flight."""
+        return (self._ended or self.paused) and not self._in_flight
 
     def finished(self) -> Fed:
         """The batch that the pipeline has just finished (they finish in order)."""

@@ -180,7 +180,7 @@ def _cut(spec: InputSpec) -> InputSpec:
     """The same lookups of tables of few rows; what is summed where it lies stays so."""
     most = max(MEASURED_ROWS, spec.pool_min_rows) if spec.pooled() else MEASURED_ROWS
     lookups = tuple(_cut_lookup(lookup, min(lookup.rows, most)) for lookup in spec.lookups)
-    return replace(spec, lookups=lookups, items=min(spec.items, MEASURED_ROWS))
+    return replace(spec, lookups=lookups, coded=min(spec.coded, MEASURED_ROWS))
 
 
 def _cut_lookup(lookup: Lookup, rows: int) -> Lookup:
@@ -194,7 +194,7 @@ def _within(batch: RequestBatch, spec: InputSpec) -> RequestBatch:
     """The batch with ids wrapped around into tables of few rows."""
     rows = {lookup.key: lookup.rows for lookup in spec.lookups}
     rows |= {lookup.table: lookup.rows for lookup in spec.lookups if lookup.table in spec.pooled()}
-    rows |= {f"{side}.vector": spec.items for side in spec.vector_sides}
+    rows |= {f"{side}.vector": spec.coded for side in spec.vector_sides}
     return replace(
         batch,
         features=_wrap(batch.features, rows),

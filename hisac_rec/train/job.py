@@ -13,7 +13,7 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from hisac_rec.data.contract import PreparedData
 from hisac_rec.data.inputs import InputSpec, Lookup
 from hisac_rec.data.items import ItemStore, load_items
-from hisac_rec.data.loader import RequestBatches
+from hisac_rec.data.loader import LARGEST, RequestBatches, resolve_loader
 from hisac_rec.planning.check import check_hosts, check_plan
 from hisac_rec.planning.config import PlannerConfig, TopologyConfig
 from hisac_rec.planning.plan_io import Plan, load_plan
@@ -22,6 +22,7 @@ from hisac_rec.ranker.build import RankerSchema, build_ranker, optional_semantic
 from hisac_rec.ranker.config import ModelConfig
 from hisac_rec.ranker.ranker import Ranker
 from hisac_rec.semantic.store import Semantics
+from hisac_rec.semantic.views import views_of_users
 from hisac_rec.train.distributed import Ranks
 from hisac_rec.train.footprint import footprint_of
 from hisac_rec.train.kernels import compare_with_plan
@@ -67,7 +68,7 @@ class Job:
         ranker = build_ranker(self.config, self.schema, "meta")
         # The dense part is real: only tables are too large to be built before sharding.
         for tables in ranker.trained_collections():
-            attach_sparse_optimizer(tables, self.config.train)
+            attach_sparse_optimizer(tables, self.config.train, candidates_per_step(self))
         return ranker
 
     def plan(self, planner: PlannerConfig, requests: int, model: Ranker | None = None) -> Plan:
@@ -119,10 +120,13 @@ def open_job(config: ModelConfig, data: PreparedData) -> Job:
         UserError: the data lacks what the model asks for.
     """
     semantics = optional_semantics(data)
+    loader = resolve_loader(config.loader, data.manifest.splits["train"].candidates)
+    config = config.model_copy(update={"loader": loader})
     schema = ranker_schema(config, data, semantics)
     codes = semantics.codes if semantics else None
     known = semantics.known if semantics else None
-    items = load_items(data, schema.spec, codes, known)
+    views = views_of_users(data, semantics.views) if semantics and semantics.views > 1 else None
+    items = load_items(data, schema.spec, codes, known, views)
     config, schema = decide_pool(config, schema, data, semantics, items)
     if config.tables.pool and not schema.spec.pooled():
         log.warning(
@@ -161,7 +165,7 @@ def pooling_factors(spec: InputSpec, data: PreparedData, requests: int) -> dict[
             per_request[lookup.side] * values * hashes, _most_asked(lookup) / requests
         )
     for side in spec.vector_sides:
-        factors[f"{side}.vector"] = min(per_request[side], spec.items / requests)
+        factors[f"{side}.vector"] = min(per_request[side], spec.coded / requests)
     return factors
 
 
@@ -197,12 +201,17 @@ def resolve_plan(job: Job, ranks: Ranks, source: Path | PlannerConfig | None) ->
     return plan
 
 
+def candidates_per_step(job: Job) -> float:
+    """Candidates of a mean step over all ranks, as the loader's budgets give it."""
+    return requests_per_rank(job, 1) * job.data.stats.candidates_mean
+
+
 def requests_per_rank(job: Job, world_size: int) -> int:
     """Requests of a mean batch on one rank, as the loader's budgets give it."""
     loader, stats = job.config.loader, job.data.stats
     tokens = history_mean(job.spec, job.data) + loader.candidate_cost * stats.candidates_mean
     by_tokens = loader.batch_tokens / max(1.0, tokens)
-    by_candidates = loader.max_candidates / max(1.0, stats.candidates_mean)
+    by_candidates = (loader.max_candidates or LARGEST) / max(1.0, stats.candidates_mean)
     return max(1, round(min(by_tokens, by_candidates) / world_size))
 
 

@@ -31,9 +31,18 @@ WARM_UP_SHARE = 0.1
 """And the most of a training that it may take."""
 
 
-def attach_sparse_optimizer(tables: nn.Module, config: TrainConfig) -> None:
-    """Fuse the sparse optimiser into the backward pass of trained tables."""
+def attach_sparse_optimizer(tables: nn.Module, config: TrainConfig, candidates: float) -> None:
+    """Fuse the sparse optimiser into the backward pass of trained tables.
+
+    Args:
+        tables: an embedding collection.
+        config: rates and decay.
+        candidates: of a mean step over all ranks: the gradient that one candidate gives a row is
+            in proportion to 1 / candidates, and so is what ``sparse_caution`` is measured by.
+    """
     options: dict[str, Any] = {"lr": config.sparse_lr}
+    if config.sparse_caution and config.sparse_optimizer != "sgd":
+        options["eps"] = config.sparse_caution / max(1.0, candidates)
     if config.sparse_weight_decay:
         options["weight_decay"] = config.sparse_weight_decay
     apply_optimizer_in_backward(

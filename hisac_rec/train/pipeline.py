@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import ExitStack
 from datetime import timedelta
 from typing import Any, TypeAlias
 
@@ -21,8 +21,9 @@ from torchrec.distributed.types import ShardedModule
 from hisac_rec.data.assemble import BatchAssembler
 from hisac_rec.data.batch import RequestBatch
 from hisac_rec.data.consumed import Consumed
-from hisac_rec.data.contract import Split
-from hisac_rec.data.loader import RequestBatches, Shard, View, make_loader
+from hisac_rec.data.contract import PreparedData, Split
+from hisac_rec.data.exposure import Forgetting, forgetting
+from hisac_rec.data.loader import RequestBatches, Shard, View, at_most, make_loader
 from hisac_rec.errors import AskedToEndError
 from hisac_rec.train.distributed import MARGIN, Ranks
 from hisac_rec.train.feed import Fed, Feeder, in_background
@@ -65,18 +66,22 @@ def make_pipeline(
 def steps(pipeline: Pipeline, feeder: Feeder) -> Iterator[tuple[Fed, Tensor, Tensor]]:
     """Run the pipeline to the end of the data: (batch, loss [], logits [N]) of each step.
 
-    The feeder is closed at the end, whichever way it is reached.
+    The feeder is closed at the end, whichever way it is reached, unless it has only paused: then
+    call again, with another pipeline.
 
     Raises:
         RuntimeError: a sharded module is not pipelined; that would silently cost the overlap
             of communication with computation.
     """
     checked = False
-    with closing(feeder):
+    with ExitStack() as stack:
+        stack.callback(feeder.close)
         while True:
             try:
                 loss, logits = _progress(pipeline, feeder)
             except StopIteration:
+                if feeder.paused:
+                    stack.pop_all()
                 return
             if not checked:
                 require_pipelined(pipeline)
@@ -107,6 +112,19 @@ def require_pipelined(pipeline: Pipeline) -> None:
         )
 
 
+SAMPLE_SEED = 1
+"""Of the rows that are looked at again and again."""
+LARGEST_SAMPLE = 20_000
+"""Training candidates that are predicted beside a split, at most."""
+
+
+def training_sample(data: PreparedData) -> int:
+    """Training candidates to predict beside unseen rows: as many as the validation split has."""
+    counts = data.manifest.splits
+    wanted = counts["valid"].candidates or LARGEST_SAMPLE
+    return min(wanted, counts["train"].candidates, LARGEST_SAMPLE)
+
+
 class Batches:
     """Makes feeders for the splits of one job on one rank.
 
@@ -125,13 +143,31 @@ class Batches:
             timeout = timedelta(minutes=job.config.train.timeout_minutes) + MARGIN
             self._group = dist.new_group(backend="gloo", timeout=timeout)
         self._empty = BatchAssembler(job.spec, job.items).empty
+        self._forget: Forgetting | None = None
 
-    def train(self, epoch: int, skip: int = 0, without: Consumed | None = None) -> Feeder:
+    def train(
+        self,
+        epoch: int,
+        skip: int = 0,
+        without: Consumed | None = None,
+        pause: Callable[[int, int], bool] | None = None,
+    ) -> Feeder:
         """The training split in the order of ``epoch``: of the requests that are not ``without``,
-        all but the first ``skip`` batches.
+        all but the first ``skip`` batches. For ``pause`` see :class:`~hisac_rec.train.feed.Feeder`.
         """
-        seed = self._job.config.train.seed
-        return self._feeder("train", seed=seed, epoch=epoch, skip=skip, without=without)
+        job = self._job
+        rate = job.config.train.unknown_rate
+        if self._forget is None and rate:
+            self._forget = forgetting(job.data, job.spec, job.items, rate)
+        return self._feeder(
+            "train",
+            seed=job.config.train.seed,
+            epoch=epoch,
+            skip=skip,
+            without=without,
+            forget=self._forget,
+            pause=pause,
+        )
 
     def in_order(
         self,
@@ -151,23 +187,34 @@ class Batches:
         """
         return self._feeder(split, each, view=view, name_events=name_events)
 
+    def sample(self, split: Split, candidates: int) -> Feeder:
+        """About so many candidates of a split over all ranks, at random, the same each time: of as
+        many requests as the loader shuffles at once.
+        """
+        share = -(-candidates // self._ranks.world_size)
+        return self._feeder(split, seed=SAMPLE_SEED, most=share)
+
     def _feeder(
         self,
         split: Split,
         each: Callable[[RequestBatch], RequestBatch] | None = None,
+        most: int | None = None,
+        pause: Callable[[int, int], bool] | None = None,
         **how: Any,
     ) -> Feeder:
-        """``how``: keywords of :class:`RequestBatches`."""
+        """``most``: candidates of this rank; ``how``: keywords of :class:`RequestBatches`."""
         job, ranks = self._job, self._ranks
         shard = Shard(ranks.rank, ranks.world_size)
         batches = RequestBatches(
             job.data, split, job.spec, job.items, job.config.loader, rank=shard, **how
         )
         loader = make_loader(batches, job.config.loader.workers)
+        if most is not None:
+            loader = at_most(loader, most)
         if each is not None:
             loader = map(each, loader)
         return Feeder(
-            in_background(loader), self._empty, ranks.world_size, self._group, self._watch
+            in_background(loader), self._empty, ranks.world_size, self._group, self._watch, pause
         )
 
 

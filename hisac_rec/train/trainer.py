@@ -6,8 +6,10 @@ Legend: N candidates of a step over all ranks.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable
+from contextlib import closing
 from typing import TypeAlias
 
 import torch
@@ -15,20 +17,25 @@ from torch import Tensor
 
 from hisac_rec.checkpoints.restore import whole_state
 from hisac_rec.checkpoints.saving import Keep, Position, load_checkpoint
+from hisac_rec.data.contract import Split
+from hisac_rec.data.tasks import training_rate
 from hisac_rec.errors import AskedToEndError
+from hisac_rec.evaluation.deciding import deciding, undefined_in_words
+from hisac_rec.evaluation.health import concerns
 from hisac_rec.planning.plan_io import Plan
 from hisac_rec.progress import progress
 from hisac_rec.train.coverage import Coverage
 from hisac_rec.train.distributed import Ranks
-from hisac_rec.train.feed import Fed
+from hisac_rec.train.feed import Fed, Feeder
 from hisac_rec.train.job import Job
 from hisac_rec.train.metrics_log import MetricsLog
 from hisac_rec.train.optim import Optimizers
-from hisac_rec.train.pipeline import Batches, make_pipeline, predict, steps
+from hisac_rec.train.pipeline import Batches, make_pipeline, predict, steps, training_sample
 from hisac_rec.train.reading import Reading
 from hisac_rec.train.replicas import sync_replicas
 from hisac_rec.train.run import RunFolder, checkpoint_files, checkpoint_manifest
 from hisac_rec.train.summary import Progress
+from hisac_rec.train.unknown import fill_untouched
 from hisac_rec.train.validation import validate
 from hisac_rec.train.watch import Bystander
 from hisac_rec.train.window import Window, log_line
@@ -65,6 +72,9 @@ class Trainer:
         self.position = Position()
         self.reading = Reading()
         self.metrics: dict[str, float] = {}
+        self.on_training: dict[str, float] = {}
+        """The same metrics on a sample of the training rows, and those at the best evaluation."""
+        self.best_on_training: dict[str, float] = {}
         self.best: dict[str, float] = {}
         self.scored: tuple[int, float] | None = None
         self.coverage = Coverage(job.spec)
@@ -74,54 +84,45 @@ class Trainer:
         self._saved = -1
         """Step of the last checkpoint."""
         self._total = job.data.manifest.splits["train"].candidates
+        self._part = 0
+        """Parts of the training after which an evaluation was due."""
         self._budget = min(self.config.epochs * self._total, self.config.max_candidates or 1 << 62)
 
     def run(self) -> dict[str, float]:
         """All epochs, with evaluation, checkpoints and early stop."""
         self._metrics_log = MetricsLog(self.folder.root, self.ranks.first)
+        self._part = self._parts(self._seen())
         if self.position.owed:
             self._evaluate()
         while self.position.epoch < self.config.epochs and not self._is_over():
             self._epoch()
         self.checkpoints.wait()
+        self._warn()
         return self.metrics_of_best()
 
     def _epoch(self) -> None:
-        epoch = self.position.epoch
-        feeder = self.batches.train(epoch, self.position.batch, self.reading.before)
+        epoch, start = self.position.epoch, self.position
+        feeder = self.batches.train(
+            epoch,
+            start.batch,
+            self.reading.before,
+            lambda batches, candidates: self._is_evaluation_due(start, batches, candidates),
+        )
         self.optimizers.set_progress(self.position.step, self._progress())
-        pipeline = make_pipeline(self.model, self.optimizers, self.ranks, self.config.accumulate)
         self.coverage.clear()
         self.window.restart()
         title = f"epoch {epoch + 1}/{self.config.epochs}"
-        with progress(title, self._total, "candidates") as advance:
+        with progress(title, self._total, "candidates") as advance, closing(feeder):
             advance(self.position.candidates)
-            for fed, loss, _ in steps(pipeline, feeder):
-                self._count(fed, loss)
-                self.checkpoints.check()
-                self.after_step()
-                advance(fed.candidates)
-                evaluate = self._is_due(self.config.eval_every)
-                save = self._is_due(self.config.checkpoint_every)
-                # Logging looks for losses that are not finite: always before weights are kept.
-                if evaluate or save or self._is_due(self.config.log_every):
-                    self._log()
-                if evaluate:
-                    pipeline.detach()
-                    self._evaluate()
-                    pipeline.attach()
-                    if self._should_stop():
-                        break
-                elif save:
-                    self._save()
-                if self._is_spent():
+            while True:
+                self._steps(feeder, advance)
+                self._log()
+                if not feeder.paused or self._is_spent():
                     break
-                if feeder.stopping and self.position.batch % self.config.accumulate == 0:
-                    self._end_here()
-        pipeline.detach()
-        self._log()
-        if self._should_stop():
-            return
+                self._evaluate()
+                if self._should_stop():
+                    return
+                feeder.paused = False
         if self._is_spent():
             if not self._is_evaluated():
                 self._evaluate()
@@ -133,6 +134,28 @@ class Trainer:
             self._evaluate()
         else:  # evaluated at the epoch's last step: only the position is new
             self._save()
+
+    def _steps(self, feeder: Feeder, advance: Callable[[int], None]) -> None:
+        """Train until the feeder pauses or ends, or the training does. Nothing is in flight between
+        ranks afterwards, so that an evaluation may use the model.
+        """
+        pipeline = make_pipeline(self.model, self.optimizers, self.ranks, self.config.accumulate)
+        for fed, loss, _ in steps(pipeline, feeder):
+            self._count(fed, loss)
+            self.checkpoints.check()
+            self.after_step()
+            advance(fed.candidates)
+            save = self._is_due(self.config.checkpoint_every)
+            # Logging looks for losses that are not finite: always before weights are kept.
+            if save or self._is_due(self.config.log_every):
+                self._log()
+            if save and not feeder.drained:  # else an evaluation follows, and saves
+                self._save()
+            if self._is_spent():
+                break
+            if feeder.stopping and self.position.batch % self.config.accumulate == 0:
+                self._end_here()
+        pipeline.detach()
 
     def _count(self, fed: Fed, loss: Tensor) -> None:
         at = self.position
@@ -171,6 +194,20 @@ class Trainer:
         """True at every ``every``-th step; never for 0."""
         return every > 0 and self.position.step % every == 0
 
+    def _is_evaluation_due(self, start: Position, batches: int, candidates: int) -> bool:
+        """After so many further batches: never while gradients wait for a step to be whole."""
+        if self.config.eval_every:
+            return (start.step + batches) % self.config.eval_every == 0
+        if (start.batch + batches) % self.config.accumulate:
+            return False
+        seen = start.epoch * self._total + min(start.candidates + candidates, self._total)
+        before, self._part = self._part, self._parts(seen)
+        return self._part > before
+
+    def _parts(self, seen: int) -> int:
+        """Parts of the training that are done after so many candidates."""
+        return int(seen / max(1, self._budget) * self.config.evaluations + 1e-9)
+
     def _seen(self) -> int:
         """Training candidates so far."""
         return self.position.epoch * self._total + min(self.position.candidates, self._total)
@@ -196,44 +233,85 @@ class Trainer:
         started = time.perf_counter()
         self.watch.beat("evaluate")
         sync_replicas(self.model)
-        feeder = self.batches.in_order("valid")
+        self._fill_untouched()
         try:
-            predictions = predict(self.model, self.optimizers, self.ranks, feeder)
-            metrics = validate(predictions, self.job.spec.tasks)
+            self.metrics, self.on_training = self._validate("valid"), self._validate("train")
         except AskedToEndError:
             self.position = self.position.model_copy(update={"owed": True})
             self._save()
             self.checkpoints.wait()
             raise self._asked_to_end() from None
-        self.metrics = metrics
         self.position = self.position.model_copy(
             update={"evaluated": self.position.step, "owed": False}
         )
-        value = self.metrics[self.config.metric]
-        better = -value if self.config.metric == "logloss" else value
-        self.scored = (self.position.step, better)
-        improved = not self.best or better > self.best["better"]
-        if improved:
-            self.best = {"better": better, "since": 0.0} | self.metrics
-        else:
-            self.best = self.best | {"since": self.best["since"] + 1}
+        improved = self._is_best()
+        shown = [f"{name} {_shown(self.metrics.get(name))}" for name in ("auc", "gauc", "logloss")]
         log.info(
-            "step %d: valid auc %.4f, gauc %.4f, logloss %.4f%s, %.1f s",
+            "step %d: valid %s%s; training rows auc %s, logloss %s; %.1f s",
             self.position.step,
-            self.metrics["auc"],
-            self.metrics["gauc"],
-            self.metrics["logloss"],
+            ", ".join(shown),
             " (best)" if improved else "",
+            _shown(self.on_training.get("auc")),
+            _shown(self.on_training.get("logloss")),
             time.perf_counter() - started,
         )
-        of_tasks = [f"{k} {v:.4f}" for k, v in self.metrics.items() if "/" in k]
+        of_tasks = [f"{k} {_shown(v)}" for k, v in self.metrics.items() if "/" in k]
         if of_tasks:
             log.info("  %s", ", ".join(of_tasks))
         self._write("valid", self.metrics)
+        self._write("train_sample", self.on_training)
         self._save()
         if self.watcher is not None:
             self.watcher(self.position, self.metrics)
         self.window.restart()
+
+    def _fill_untouched(self) -> None:
+        """SGD keeps no state that would tell which rows a step has touched."""
+        if self.config.unknown_rate and self.config.sparse_optimizer != "sgd":
+            fill_untouched(self.model, self.optimizers)
+
+    def _validate(self, split: Split) -> dict[str, float]:
+        """The metrics of the validation split, or of a sample of as many training rows."""
+        if not self.job.data.manifest.splits[split].requests:
+            return {}
+        if split == "train":
+            feeder = self.batches.sample("train", training_sample(self.job.data))
+        else:
+            feeder = self.batches.in_order(split)
+        predictions = predict(self.model, self.optimizers, self.ranks, feeder)
+        return validate(predictions, self.job.spec.tasks)
+
+    def _is_best(self) -> bool:
+        """Take note of the metric that decides; True where it has never been better.
+
+        Where none is defined, the newest evaluation is the best, and nothing stops early.
+        """
+        wanted = self.config.metric
+        name = deciding(self.metrics, wanted)
+        if not self.best and (text := undefined_in_words(self.metrics, wanted, "valid")):
+            log.warning("%s", text)
+        if name is None:
+            self.best = {"better": 0.0, "since": 0.0} | self.metrics
+            self.best_on_training = self.on_training
+            return True
+        better = -self.metrics[name] if name == "logloss" else self.metrics[name]
+        self.scored = (self.position.step, better)
+        if self.best and better <= self.best["better"]:
+            self.best = self.best | {"since": self.best["since"] + 1}
+            return False
+        self.best = {"better": better, "since": 0.0} | self.metrics
+        self.best_on_training = self.on_training
+        return True
+
+    def _warn(self) -> None:
+        """Say what is wrong with the best checkpoint."""
+        constant = {}
+        if (rate := self.best.get("rate")) is not None:
+            guess = training_rate(self.job.spec.tasks[0], self.job.data.manifest)
+            loss = -rate * math.log(guess) - (1 - rate) * math.log1p(-guess)
+            constant = {"the mean training label": loss}
+        for text in concerns(self.best, self.best_on_training or None, constant):
+            log.warning("%s", text)
 
     def _save(self) -> None:
         """Begin a checkpoint of this step; what is written is the state as it is now."""
@@ -244,6 +322,7 @@ class Trainer:
             self.job, ranks.world_size, self.position, self.metrics, self.best, score
         )
         sync_replicas(self.model)
+        self._fill_untouched()
         self.checkpoints.save(
             whole_state(self.model, self.optimizers),
             manifest,
@@ -307,3 +386,8 @@ class Trainer:
         """Close files."""
         if self._metrics_log is not None:
             self._metrics_log.close()
+
+
+def _shown(value: float | None) -> str:
+    """A metric in a line of the log."""
+    return "undefined" if value is None else f"{value:.4f}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -11,8 +10,7 @@ from torch import Tensor
 
 from hisac_rec.data.batch import RequestBatch
 from hisac_rec.data.tasks import MAIN, Task
-from hisac_rec.evaluation.metrics import auc, gauc, logloss
-from hisac_rec.evaluation.predictions import sigmoid
+from hisac_rec.evaluation.metrics import defined_metrics
 
 
 def validate(
@@ -26,7 +24,11 @@ def validate(
     Args:
         predictions: batches and their logits, [N], or [N, K] of K > 1 tasks.
         tasks: whose logits they are. Of the first one the metrics go by their plain names, of
-            the others they are ``<task>/auc`` and so on, where they are defined.
+            the others they are ``<task>/auc`` and so on.
+
+    Returns:
+        The metrics that are defined, the number of labelled candidates and, where there are some,
+        their mean label ("rate").
     """
     labels: list[np.ndarray] = []
     logits: list[np.ndarray] = []
@@ -53,7 +55,7 @@ def validate(
         found = _metrics(label[:, 0], logit[:, 0], who)
         for place, task in enumerate(tasks[1:], start=1):
             own = _metrics(label[:, place], logit[:, place], who)
-            found |= {f"{task.name}/{k}": v for k, v in own.items() if math.isfinite(v)}
+            found |= {f"{task.name}/{k}": v for k, v in own.items()}
         result = [found]
     dist.broadcast_object_list(result, src=0)
     if result[0] is None:
@@ -63,12 +65,6 @@ def validate(
 
 def _metrics(label: np.ndarray, logit: np.ndarray, user: np.ndarray) -> dict[str, float]:
     """Of the candidates that have a label."""
-    known = ~np.isnan(label)
-    if not known.all():
-        label, logit, user = label[known], logit[known], user[known]
-    return {
-        "auc": auc(label, logit),
-        "gauc": gauc(label, logit, user),
-        "logloss": logloss(label, sigmoid(logit)),
-        "candidates": float(len(label)),
-    }
+    labelled = label[~np.isnan(label)]
+    found = defined_metrics(label, logit, user) | {"candidates": float(len(labelled))}
+    return found | ({"rate": float(labelled.mean())} if len(labelled) else {})

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,7 +19,9 @@ import torch.distributed as dist
 
 from hisac_rec.checkpoints.saving import Position, first_difference
 from hisac_rec.data.contract import PreparedData
+from hisac_rec.data.tasks import resolve_tasks
 from hisac_rec.errors import UserError
+from hisac_rec.evaluation.deciding import deciding, defined_metrics_of, undefined_in_words
 from hisac_rec.ranker.build import optional_semantics
 from hisac_rec.train.distributed import Ranks
 from hisac_rec.train.job import open_job
@@ -80,6 +81,7 @@ def tune(
     for name in names:
         if names.count(name) > 1:
             raise UserError(f"two of the models are called '{name}': rename one of the files")
+    searches = [_with_defined_metric(search, data) for search in searches]
     settings = [_settings(search, data, budget) for search in searches]
     for search, here in zip(searches, settings, strict=True):
         _check_settings(out / search.name, here)
@@ -100,6 +102,24 @@ def tune(
         lines = [f"{name}: every trial failed; the first: {reasons.get(name)}" for name in failed]
         raise UserError("\n".join(lines))
     return results
+
+
+def _with_defined_metric(search: Search, data: PreparedData) -> Search:
+    """The search by the metric that the validation labels define, said where it is another one.
+
+    Raises:
+        UserError: they define none.
+    """
+    task = resolve_tasks(search.base.tasks, data.manifest)[0].name
+    defined = defined_metrics_of(data, "valid", task)
+    found = deciding(defined, search.metric)
+    if found is None:
+        raise UserError(f"{data.root / 'valid'}: no labelled candidate, so no trial can be judged")
+    if found == search.metric:
+        return search
+    log.warning("%s: %s", search.name, undefined_in_words(defined, search.metric, "valid"))
+    train = search.base.train.model_copy(update={"metric": found})
+    return replace(search, base=search.base.model_copy(update={"train": train}))
 
 
 def _tune_model(
@@ -138,8 +158,8 @@ def _run_trial(
 
     def watch(position: Position, seen: dict[str, float]) -> None:
         stop = False
-        value = seen[search.metric]
-        if book is not None and math.isfinite(value):
+        value = seen.get(search.metric)
+        if book is not None and value is not None:
             spent = budget.is_spent(position.epoch * whole + position.candidates)
             stop = book.report(value, last=spent or position.epoch >= budget.epochs)
         if _from_first(ranks, stop):
@@ -148,8 +168,8 @@ def _run_trial(
     try:
         config = search.config(trial.values)
         metrics = train(open_job(config, data), ranks, trial.folder, watcher=watch)
-        if not math.isfinite(metrics[search.metric]):
-            error = f"validation {search.metric} is {metrics[search.metric]}"
+        if search.metric not in metrics:
+            error = f"validation {search.metric} is undefined"
     except HopelessTrial:
         pruned = True
     except UserError as failure:

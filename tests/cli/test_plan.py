@@ -86,7 +86,8 @@ def test_requests_per_rank_follow_the_token_budget(data: Path, tmp_path: Path) -
     for tokens in (2_000, 8_000):
         file = tmp_path / f"{tokens}.json"
         budget = f"loader.batch_tokens={tokens}"
-        call("hisac", data, "-p", "1xcpu", "--set", budget, "--out", file)
+        most = ("--set", "loader.max_candidates=2048")
+        call("hisac", data, "-p", "1xcpu", "--set", budget, *most, "--out", file)
         counts.append(load_plan(file).requests_per_rank)
     assert counts[1] == pytest.approx(4 * counts[0], rel=0.1)
 

@@ -21,6 +21,7 @@ SMALL_SETS = [
     "tables.dim=8",
     "history.keep=[3,2]",
     "train.epochs=1",
+    "train.evaluations=1",
     "train.warmup_steps=2",
     "loader.batch_tokens=6000",
 ]

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hisac_rec.data.bags import BagLookup, Groups, fill_bags, newest_rows
-from hisac_rec.data.items import ItemStore, Ragged
+from hisac_rec.data.items import ItemRows, ItemStore, Ragged
 
 ITEMS = 12
 TAGS = [[], [1], [2, 3], [3], [1, 1], [0, 2, 4], [], [4], [2], [3, 1], [0], [1, 2]]
@@ -26,7 +26,11 @@ def store() -> ItemStore:
     )
     codes = np.stack([np.arange(ITEMS) % 3, np.arange(ITEMS) % 2], 1).astype(np.int32)
     brand = {"brand": (np.arange(ITEMS) % 5).astype(np.int32)}
-    return ItemStore(brand, {"tags": tags}, codes, {}, np.ones(ITEMS, bool))
+    return ItemStore(ITEMS, brand, {"tags": tags}, codes, (3, 2), np.ones(ITEMS, bool))
+
+
+def rows(items: list[int]) -> ItemRows:
+    return store().of_coded(np.array(items, dtype=np.int64))
 
 
 LOOKUPS = (
@@ -62,7 +66,7 @@ def test_equals_plain_python(data: st.DataObject) -> None:
     bags = fill_bags(
         LOOKUPS,
         store(),
-        np.array(history, dtype=np.int64),
+        rows(history),
         Groups(
             count,
             torch.tensor([group for _, group in entries], dtype=torch.int64),
@@ -70,7 +74,7 @@ def test_equals_plain_python(data: st.DataObject) -> None:
             torch.tensor(weights, dtype=torch.float32),
         ),
         np.array(singles, dtype=np.int64),
-        np.array(candidates, dtype=np.int64),
+        rows(candidates),
     )
     assert bags.stride() == count + len(singles) + len(candidates)
     for lookup in LOOKUPS:
@@ -96,7 +100,7 @@ def test_equals_plain_python(data: st.DataObject) -> None:
 def test_all_events_with_weight_one_by_default() -> None:
     groups = Groups(2, torch.tensor([1, 0, 1, 1]))
     none = np.zeros(0, np.int64)
-    bags = fill_bags(LOOKUPS[:1], store(), np.array([4, 5, 4, 6]), groups, none, none)
+    bags = fill_bags(LOOKUPS[:1], store(), rows([4, 5, 4, 6]), groups, none, rows([]))
     assert bags.values().tolist() == [5, 4, 6]
     assert bags.weights().tolist() == [1.0, 2.0, 1.0]
     assert bags.lengths().tolist() == [1, 2]

@@ -34,10 +34,11 @@ def load(data: PreparedData, **keys: Any) -> ItemStore:
 def test_columns(data: PreparedData) -> None:
     items, table = load(data), data.items.to_pydict()
     rows = np.array([3, 0, 19, 3])
-    assert items.column("item", rows).tolist() == rows.tolist()
-    assert items.column("brand", rows).tolist() == [table["brand"][i] for i in rows]
-    assert items.column("sid2", rows).tolist() == (rows % 4).tolist()
-    assert (items.column("prefix2", rows) == prefix_ids(items.codes, [3, 4])[rows, 1]).all()
+    of = items.of_coded(rows)
+    assert items.column("item", of).tolist() == rows.tolist()
+    assert items.column("brand", of).tolist() == [table["brand"][i] for i in rows]
+    assert items.column("sid2", of).tolist() == (rows % 4).tolist()
+    assert (items.column("prefix2", of) == prefix_ids(items.codes, [3, 4])[rows, 1]).all()
     values, lengths = items.multi["tags"].take(rows)
     assert lengths.tolist() == [2] * 4
     assert values.tolist() == [tag for i in rows for tag in table["tags"][i]]

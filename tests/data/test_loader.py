@@ -70,6 +70,11 @@ def placed(items: int) -> NDArray[np.bool_]:
     return np.arange(items) % 3 > 0
 
 
+def code(world: World, item: int, level: int) -> int:
+    """The row of a table of codes that an item reads: the last one where it has no place."""
+    return int(world.codes[item, level]) if placed(ITEMS)[item] else CODES[level]
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     rng = np.random.default_rng(3)
@@ -195,8 +200,8 @@ def test_contents_equal_a_plain_reading(world: World, seed: int | None) -> None:
             assert batch.history_items[batch.history_rows[at]].tolist() == history
             assert met(batch, "history.item", at) == history
             assert met(batch, "history.category", at) == [items["category"][i] for i in history]
-            assert met(batch, "history.sid1", at) == [world.codes[i, 0] for i in history]
-            assert met(batch, "history.sid2", at) == [world.codes[i, 1] for i in history]
+            assert met(batch, "history.sid1", at) == [code(world, i, 0) for i in history]
+            assert met(batch, "history.sid2", at) == [code(world, i, 1) for i in history]
             assert batch.history_codes[at].tolist() == world.codes[history].tolist()
             for row, item in zip(batch.history_rows[at].tolist(), history, strict=True):
                 assert owned(batch, "history.tags", row) == items["tags"][item]
@@ -204,11 +209,14 @@ def test_contents_equal_a_plain_reading(world: World, seed: int | None) -> None:
             assert batch.candidate_codes[of].tolist() == world.codes[wanted].tolist()
             assert column(batch, "candidate.item", of) == wanted
             assert column(batch, "candidate.category", of) == [items["category"][i] for i in wanted]
-            assert column(batch, "candidate.sid1", of) == [world.codes[i, 0] for i in wanted]
-            assert column(batch, "candidate.sid2", of) == [world.codes[i, 1] for i in wanted]
+            assert column(batch, "candidate.sid1", of) == [code(world, i, 0) for i in wanted]
+            assert column(batch, "candidate.sid2", of) == [code(world, i, 1) for i in wanted]
             for place, item in enumerate(wanted):
                 assert owned(batch, "candidate.tags", candidates[r] + place) == items["tags"][item]
-            paths = [world.codes[i, 0] * CODES[1] + world.codes[i, 1] for i in want["items"]]
+            paths = [
+                world.codes[i, 0] * CODES[1] + world.codes[i, 1] if i % 3 else CODES[0] * CODES[1]
+                for i in want["items"]
+            ]
             assert column(batch, "candidate.prefix2", of) == paths
         # Each item once, whoever met it, all of them in the first request.
         distinct = sorted(

@@ -159,7 +159,8 @@ def test_an_unseen_item_gets_the_codes_of_its_content(data: PreparedData) -> Non
 
 
 def test_items_of_which_nothing_is_known_stand_at_the_mean(data: PreparedData) -> None:
-    report = fit(data, "source=collaborative", "dim=6", "vector_dtype=float32")
+    one = ("collaborative.views=1", "collaborative.shrinkage=0")
+    report = fit(data, "source=collaborative", "dim=6", "vector_dtype=float32", *one)
     semantics = load_semantics(data)
     vectors = semantics.vectors
     assert report.items_without_vector == GROUPS

@@ -69,5 +69,6 @@ def test_trains_and_evaluates_on_two_ranks(two_ranks: Path, name: str) -> None:
     losses = list(logged(two_ranks / name, "train", "loss").values())
     assert len(losses) >= STEPS
     assert np.isfinite(losses).all()
-    (auc,) = logged(two_ranks / name, "valid", "auc").values()
-    assert 0.3 < auc < 0.9
+    seen = logged(two_ranks / name, "valid", "auc").values()
+    assert len(seen) > 1  # also in the midst of the epoch
+    assert all(0.3 < auc < 0.9 for auc in seen)

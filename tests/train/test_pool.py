@@ -63,7 +63,6 @@ def test_lists_of_values(tmp_path: Path) -> None:
     keys = ('history={method="mean"}', 'inputs.history=["id", "*"]', 'inputs.candidate=["*"]')
     dense = losses(data, *keys)
     np.testing.assert_allclose(losses(data, *POOLED, *keys), dense, rtol=2e-5)
-    (tmp_path / "vocab").mkdir()
     values = pa.table({"id": range(5), "value": [None, "red", "green", "blue", "grey"]})
     pq.write_table(values, tmp_path / "vocab/tags.parquet")
     keys = (*keys, 'tables.vocabulary.tags={kind="hashed",rows=4,hashes=2}')

@@ -44,7 +44,8 @@ def test_sgd_averaged_every_step_is_one_group_of_all(out: Path, sharding: str) -
     assert (plan.world_size, plan.group_size) == (4, 2)
     assert {table.sharding_type for *_, table in plan.tables()} == {sharding}
     losses = logged(out / "flat_sgd", "train", "loss")
-    assert max(losses.values()) - min(losses.values()) > 0.005
+    # Training starts at the base rate, so that a few steps of SGD have little to gain.
+    assert max(losses.values()) - min(losses.values()) > 0.002
     assert logged(run.root, "train", "loss") == pytest.approx(losses, abs=5e-5)
     flat, grouped = (
         read_predictions(RunFolder(out / name).predictions("test"))

@@ -26,6 +26,10 @@ batch_tokens = 60000
 max_candidates = 4000
 
 [train]
+metric = "auc"
+evaluations = 1
+sparse_caution = 0
+unknown_rate = 0
 epochs = 1
 warmup_steps = 2
 sparse_lr = 0.3
