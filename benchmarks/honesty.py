@@ -52,13 +52,15 @@ class Made:
     codes: tuple[str, ...] = ()
 
 
+BY_RANK = ("requests.group_events=8",)
+
+
 def _coin(source: str) -> Made:
-    keys = (f"requests.label={COIN}", f"history.where={COIN}", "requests.group_events=8")
+    keys = (f"requests.label={COIN}", f"history.where={COIN}", "history.votes={}", *BY_RANK)
     return Made("movielens_latest", "ml-latest-small", keys, (f"source={source}",))
 
 
-BY_RANK = ("requests.group_events=8",)
-LIKED = ("requests.group_events=8",)
+LIKED = ('history.where="rating >= 4"', "history.votes={}", *BY_RANK)
 GROUPS: dict[str, dict[str, Made]] = {
     "sets": {
         "movielens-1m": Made("movielens_1m", "ml-1m", BY_RANK),
@@ -82,14 +84,21 @@ GROUPS: dict[str, dict[str, Made]] = {
             ),
         ),
     },
-    "events": {},
+    "events": {
+        "latest-liked": Made("movielens_latest", "ml-latest-small", LIKED),
+        "latest-all": Made("movielens_latest", "ml-latest-small", BY_RANK),
+        "latest-all-alike": Made(
+            "movielens_latest", "ml-latest-small", ("history.votes={}", *BY_RANK)
+        ),
+    },
 }
 MODELS = {
     "sets": ("hisac", "no_history", "kmeans", "learned", "muse", "longer"),
     "coins": ("hisac",),
     "sparse": SHIPPED,
+    "events": ("hisac",),
 }
-SEEDS = {"sets": "3", "coins": "1", "sparse": "3"}
+SEEDS = {"sets": "3", "coins": "1", "sparse": "3", "events": "3"}
 
 
 def main() -> None:

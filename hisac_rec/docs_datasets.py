@@ -44,7 +44,8 @@ def _cells(name: str, definition: DatasetDefinition) -> Iterator[str]:
     drawn = definition.requests.negatives
     yield label + (f"; tasks {tasks}" if tasks else "") + ("; non-events drawn" if drawn else "")
     where, least = definition.history.where, definition.history.min_events
-    least_text = f"; at least {least}" if least else ""
+    who = " that vote for something" if definition.history.votes else ""
+    least_text = f"; at least {least}{who}" if least else ""
     yield ("all events" if where == "true" else _code(where)) + least_text
     yield _split(definition.split, definition.clock)
     url = _URL.search(definition.source.where_to_get)

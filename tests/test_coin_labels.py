@@ -30,7 +30,8 @@ def sets(keys: tuple[str, ...]) -> list[str]:
 
 def report_of(raw: Path, folder: Path, codes: tuple[str, ...], train: tuple[str, ...]) -> Report:
     """Prepare, fit, train and evaluate as a person would."""
-    coin = (f"requests.label={COIN}", f"history.where={COIN}", "requests.group_events=8")
+    coin = (f"requests.label={COIN}", f"history.where={COIN}", "history.votes={}")
+    coin = (*coin, "requests.group_events=8")
     data, run = folder / "data", folder / "run"
     invoke(
         "prepare", "movielens_latest", "--raw", raw / "ml-latest-small", "--out", data, *sets(coin)

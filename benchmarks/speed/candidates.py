@@ -13,7 +13,7 @@ from benchmarks.speed.training import thousand_events
 from hisac_rec.compare.cost import generated_candidates, generated_history
 from hisac_rec.config import Strict
 from hisac_rec.data.contract import PreparedData
-from hisac_rec.methods.base import MethodShape, find_method
+from hisac_rec.methods.base import find_method
 from hisac_rec.ranker.config import load_model_config
 from hisac_rec.train.job import open_job
 
@@ -70,9 +70,7 @@ def _work(
         return None
     torch.manual_seed(0)
     config: Strict = job.config.method_config()
-    method = kind(
-        config, MethodShape(job.config.tables.dim, job.schema.codebook, job.spec.vector_dim)
-    )
+    method = kind(config, job.schema.method_shape(job.config.tables.dim))
     method.eval()
     generator = np.random.default_rng(events)
     length = min(events, job.spec.max_history or events)

@@ -21,6 +21,7 @@ from benchmarks.speed.measure import (
     sgemm,
     take_turns,
 )
+from hisac_rec.data.bags import FrozenEvents
 from hisac_rec.methods.hisac.leaf_geometry import CodeWords
 from hisac_rec.methods.hisac.leaf_routing import route_leaves
 from hisac_rec.methods.hisac.leaves import path_vectors
@@ -211,13 +212,13 @@ def _shared(case: Case, length: int) -> list[Figure]:
     held = CodeWords()
 
     def ours(_: Case, rows: Tensor) -> Tensor:
-        leaves, agents = rules.grow(offsets, codes)
+        leaves, agents = rules.grow(FrozenEvents(offsets, codes))
         every = torch.arange(len(codes))
         sums = sum_rows(rows, every, group_rows(leaves.of_event, len(leaves.path)))
         geometry = rules.geometry(leaves, agents, case.requests, codebook, held)
         return route_leaves(sums, geometry)
 
-    leaves, agents = rules.grow(offsets, codes)
+    leaves, agents = rules.grow(FrozenEvents(offsets, codes))
     vectors = path_vectors(leaves.path, codebook)
     slot, filled = to_slots(agents, case.requests)
     queries = torch.zeros(*filled.shape, WIDTH)

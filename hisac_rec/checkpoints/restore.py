@@ -106,4 +106,11 @@ def require_whole(path: Path, manifest: CheckpointManifest) -> None:
 
 
 def _unreadable(path: Path, cause: BaseException) -> UserError:
-    return UserError(f"{path}: the checkpoint cannot be read: {cause}")
+    text = f"{path}: the checkpoint cannot be read: {cause}"
+    if "Size mismatch" in text:
+        # Since items without a place in the tree have a row of their own in the tables of codes.
+        text += (
+            "; an earlier release made tables of other sizes: train anew, or start from it with "
+            "'hisac-rec train --warm-start'"
+        )
+    return UserError(text)

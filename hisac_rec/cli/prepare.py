@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from hisac_rec.data.contract import FurtherTask, PreparedData
+    from collections.abc import Iterator
+
+    from hisac_rec.data.contract import FurtherTask, Manifest, PreparedData
 
 
 class Engine(StrEnum):
@@ -93,6 +95,24 @@ def _task_line(task: FurtherTask) -> str:
     return f"task {task.name}: {'; '.join(rates)}"
 
 
+def _first_events(manifest: Manifest) -> Iterator[str]:
+    """What drawn non-events cannot be like, and a warning where that is much."""
+    from hisac_rec.preparation.definition import DatasetDefinition
+    from hisac_rec.preparation.first_events import in_words, warning
+
+    shares = {split: count.first_events for split, count in manifest.splits.items()}
+    if all(share is None for share in shares.values()):
+        return
+    requests = DatasetDefinition.model_validate(manifest.definition).requests
+    negatives = requests.negatives if requests is not None else None
+    if negatives is not None and negatives.first_events == "drop":
+        yield f"{in_words(shares)} (left out)"
+    elif (found := warning(shares)) is not None:
+        yield from (f"warning first-events: {found[0]}", f"  -> {found[1]}")
+    else:
+        yield in_words(shares)
+
+
 def _show(data: PreparedData) -> None:
     """Print what was made: one row per split, then the lengths."""
     from rich.console import Console
@@ -118,10 +138,11 @@ def _show(data: PreparedData) -> None:
         f"history length of training requests: mean {stats.history_length_mean:,.1f}; "
         f"quantiles {lengths}",
         *map(_task_line, manifest.tasks),
+        *_first_events(manifest),
         f"written to {data.root}",
     )
     for line in lines:
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     _show_stages(data.root)
 
 

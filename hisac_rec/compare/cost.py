@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode
 
 from hisac_rec.compare.cells import Cost
-from hisac_rec.methods.base import Candidates, History, HistoryMethod, MethodShape, find_method
+from hisac_rec.methods.base import Candidates, History, HistoryMethod, find_method
 from hisac_rec.train.job import Job
 
 LENGTHS = (100, 1_000, 10_000)
@@ -130,7 +130,7 @@ def history_costs(job: Job, lengths: tuple[int, ...] = LENGTHS) -> list[Cost]:
             Cost(length=n, events=0, compress=0, read_request=0, read_candidate=0, memory_bytes=0)
             for n in lengths
         ]
-    shape = MethodShape(job.config.tables.dim, job.schema.codebook, job.spec.vector_dim)
+    shape = job.schema.method_shape(job.config.tables.dim)
     torch.manual_seed(0)
     method = method_class(job.config.method_config(), shape).eval()
     found: list[Cost] = []
@@ -218,6 +218,8 @@ def generated_history(
         vectors=_vectors(method, job, items, "history"),
         age=torch.from_numpy(age.astype(np.float32)),
         features=_features(method, job, items),
+        type=torch.from_numpy(generator.integers(0, job.spec.event_types, events)),
+        placed=torch.from_numpy(job.items.placed[items]),
     )
 
 

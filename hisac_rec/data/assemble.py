@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from hisac_rec.data.bags import BagLookup, fill_bags, newest_rows
+from hisac_rec.data.bags import BagLookup, FrozenEvents, fill_bags, newest_rows
 from hisac_rec.data.batch import RequestBatch
 from hisac_rec.data.exposure import Forgetting
 from hisac_rec.data.inputs import InputSpec
@@ -163,11 +163,13 @@ class BatchAssembler:
             if side != "user"
         }
         codes = _tensor(self._items.codes[history.coded])
+        kind, placed = _tensor(history_type), torch.from_numpy(self._items.placed[history.coded])
         singles = none
         bags = KeyedJaggedTensor(keys=[], values=_tensor(none), lengths=_tensor(none))
         if self._spec.grouping is not None and self._bags:
             singles = newest_rows(history_offsets, self._spec.singles)
-            groups = self._spec.grouping(_tensor(history_offsets), codes)
+            events = FrozenEvents(_tensor(history_offsets), codes, kind, placed)
+            groups = self._spec.grouping(events)
             bags = fill_bags(self._bags, self._items, history, groups, singles, candidates)
         return RequestBatch(
             features=_asked_by_the_first(asked, requests),
@@ -178,7 +180,8 @@ class BatchAssembler:
             history_items=_tensor(items["history"].ids),
             history_rows=_tensor(row),
             history_codes=codes,
-            history_type=_tensor(history_type),
+            history_type=kind,
+            history_placed=placed,
             history_age=torch.from_numpy(history_age),
             history_features=self._raw_features(history),
             candidate_offsets=_tensor(candidate_offsets),

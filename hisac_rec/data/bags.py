@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -41,9 +41,25 @@ class Groups:
     weight: Tensor | None = None
 
 
-Grouping: TypeAlias = Callable[[Tensor, Tensor], Groups]
-"""(offsets [R+1], codes [T, D]) -> the groups of a batch. Picklable and without trained numbers:
-the loader calls it. Groups come in an order that the method can tell again from the same."""
+class FrozenEvents(NamedTuple):
+    """What no training changes of the events of R requests.
+
+    Args:
+        offsets: [R+1] int64 over T.
+        codes: [T, D] int64 semantic-ID codes.
+        type: [T] int64 event types; None: of one type.
+        placed: [T] bool, whether the codes come from something known of the item; None: all do.
+    """
+
+    offsets: Tensor
+    codes: Tensor
+    type: Tensor | None = None
+    placed: Tensor | None = None
+
+
+Grouping: TypeAlias = Callable[[FrozenEvents], Groups]
+"""The events of a batch -> its groups. Picklable and without trained numbers: the loader calls it.
+Groups come in an order that the method can tell again from the same."""
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,8 @@ class RequestBatch(Pipelineable):
     """[T, D] int64: semantic-ID codes of the events."""
     history_type: Tensor
     """[T] int64: event types."""
+    history_placed: Tensor
+    """[T] bool: whether anything is known of the event's item that its codes could come from."""
     history_age: Tensor
     """[T] float32: request time minus event time, in the data set's unit of time."""
     history_features: dict[str, Tensor]

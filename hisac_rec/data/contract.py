@@ -114,6 +114,9 @@ class SplitCounts(Strict):
     """Candidates over all requests."""
     positives: float
     """Sum of the labels."""
+    first_events: float | None = None
+    """Where non-events are drawn: share of the log's positives that no draw can be like, since
+    their item was positive for nobody before; see ``requests.negatives.first_events``."""
 
     @classmethod
     def nothing(cls) -> SplitCounts:
@@ -167,6 +170,13 @@ class Manifest(Strict):
     def task_names(self) -> list[str]:
         """All tasks, the main one first."""
         return [self.task, *(task.name for task in self.tasks)]
+
+    @property
+    def votes(self) -> dict[str, float] | None:
+        """Event type -> vote, as the definition gives them; None: every event votes 1."""
+        history = self.definition.get("history")
+        votes = history.get("votes") if isinstance(history, dict) else None
+        return votes if isinstance(votes, dict) else None
 
     @property
     def split_schema(self) -> pa.Schema:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from hisac_rec.config import Strict
-from hisac_rec.data.bags import Grouping
+from hisac_rec.data.bags import FrozenEvents, Grouping
 from hisac_rec.data.inputs import Side
 from hisac_rec.errors import UserError, did_you_mean
 from hisac_rec.methods.events import EventRows, PooledEvents
@@ -45,6 +46,10 @@ class History:
     """[T] float32: request time minus event time."""
     features: dict[str, Tensor] = field(default_factory=dict)
     """Single-valued item features the method asked for, name -> [T] int64 ids."""
+    type: Tensor | None = None
+    """[T] int64 event types; None: all are of one type."""
+    placed: Tensor | None = None
+    """[T] bool: whether the codes come from something known of the item; None: all do."""
     _values: Tensor | None = field(default=None, init=False, repr=False)
 
     @property
@@ -56,6 +61,11 @@ class History:
     def num_events(self) -> int:
         """T."""
         return len(self.events)
+
+    @property
+    def frozen(self) -> FrozenEvents:
+        """What no training changes of the events."""
+        return FrozenEvents(self.offsets, self.codes, self.type, self.placed)
 
     @property
     def values(self) -> Tensor:
@@ -112,6 +122,10 @@ class MethodShape:
     """D tensors [C_l, s]; on the meta device while only planning."""
     vector_dim: int
     """s."""
+    event_types: tuple[str, ...] = ()
+    """Names of the data set's event types, in the order of their numbers."""
+    votes: Mapping[str, float] | None = None
+    """Event type -> vote, as the data set's definition says; None: every event votes 1."""
 
 
 class HistoryMethod(nn.Module):

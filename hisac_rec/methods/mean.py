@@ -10,7 +10,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from hisac_rec.config import Strict
-from hisac_rec.data.bags import Grouping, Groups
+from hisac_rec.data.bags import FrozenEvents, Grouping, Groups
 from hisac_rec.methods.base import (
     Candidates,
     History,
@@ -45,6 +45,6 @@ class Method(HistoryMethod):
         return memory[candidates.request].unsqueeze(1)
 
 
-def by_request(offsets: Tensor, codes: Tensor) -> Groups:
+def by_request(events: FrozenEvents) -> Groups:
     """One group a request: all its events. O(T)."""
-    return Groups(len(offsets) - 1, request_of_rows(offsets, len(codes)))
+    return Groups(len(events.offsets) - 1, request_of_rows(events.offsets, len(events.codes)))

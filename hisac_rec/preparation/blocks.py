@@ -142,11 +142,13 @@ class CutRules:
     """How :func:`cut` makes requests and histories."""
 
     min_events: int = 0
-    """Candidates with fewer visible history events are left out."""
+    """Candidates with fewer visible history events (that are counted) are left out."""
     group_events: int = 1
     """Consecutive candidates per request, where the block has no group."""
     max_length: int | None = None
     """Drop events that lie before the newest ``max_length`` of every request."""
+    counted: tuple[int, ...] | None = None
+    """Types of the history events that ``min_events`` counts; None: all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +214,11 @@ def cut(block: EventBlock, split: int, rules: CutRules, visible: Ints) -> SplitR
         Rows of the users with at least one request, in the order of the block; requests in
         the order of their first candidate. O(E), O(C log C) where the block has groups.
     """
-    chosen = block.is_candidate & (block.split == split) & (visible >= rules.min_events)
+    counted = visible
+    if rules.counted is not None and rules.min_events:
+        votes = block.is_history & np.isin(block.type, rules.counted)
+        counted = visible_history(replace(block, is_history=votes))
+    chosen = block.is_candidate & (block.split == split) & (counted >= rules.min_events)
     rows, starts = _requests(block, np.flatnonzero(chosen), rules.group_events)
     first = rows[starts]  # [R] event that opens each request
     request_user = block.user[first]

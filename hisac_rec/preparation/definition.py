@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 
 from hisac_rec.config import Strict
 from hisac_rec.data.contract import MAIN_TASK, Split
+from hisac_rec.data.votes import Votes
 from hisac_rec.preparation.synthetic_config import SyntheticConfig
 from hisac_rec.semantic.config import SemanticIdConfig
 
@@ -77,7 +78,12 @@ class HistoryConfig(Strict):
     """Store only events that some request sees among its newest ``max_length``; None: all."""
     min_events: int = Field(default=0, ge=0)
     """An event can be a candidate only when its user's history holds at least this many
-    events before it."""
+    events before it; of those, where ``votes`` are given, that vote for something."""
+    votes: Votes | None = None
+    """Event type, or a pattern of several ("rating [0-3]*") -> how much an event of it votes for
+    the interest of its item, in methods that vote (HiSAC). Types that are not named vote 1; 0:
+    read, without a vote; below 0: it counts against (a dislike, a skip, a return).
+    ``history.votes`` of a model file overrides it."""
 
 
 class NegativesConfig(Strict):
@@ -94,6 +100,10 @@ class NegativesConfig(Strict):
     consumed: bool = True
     """Items of the history that the request sees may be drawn. False: they never are, and where
     people buy again a model learns that what was consumed is positive."""
+    first_events: Literal["keep", "drop"] = "keep"
+    """Positives whose item was positive for nobody before the request (within ``window``, where
+    there is one). No draw can be such an item, so counts of events tell these positives apart:
+    "keep" them all the same, or "drop": they are no candidates, and enter histories as before."""
     seed: int = Field(default=0, ge=0)
     """Every draw follows from it and from the request's user, time and first candidate."""
 
@@ -243,4 +253,9 @@ class DatasetDefinition(Strict):
         negatives = self.requests.negatives if self.requests is not None else None
         if negatives is not None and negatives.window is not None and not self.clock:
             raise ValueError("requests.negatives.window needs 'clock = true': times of all users")
+        if negatives is not None and negatives.first_events == "drop" and not self.clock:
+            raise ValueError(
+                "requests.negatives.first_events = 'drop' needs 'clock = true': without one, draws "
+                "come from the whole split, and no positive is beyond them"
+            )
         return self

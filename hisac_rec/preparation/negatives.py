@@ -23,6 +23,7 @@ from hisac_rec.data.hashing import Words, mix
 from hisac_rec.data.jagged import Ints, offsets_of, take_ranges
 from hisac_rec.preparation.blocks import EventBlock, SplitRows
 from hisac_rec.preparation.definition import DatasetDefinition, NegativesConfig
+from hisac_rec.preparation.first_events import FirstEvents, open_moments, write_moments
 from hisac_rec.preparation.sql import Engine
 
 ATTEMPTS = 64
@@ -170,18 +171,36 @@ def write_pools(
             for batch in engine.arrow_batches(query, BATCH_POSITIVES):
                 batch["item"].to_numpy().tofile(items)
                 batch["moment"].to_numpy().tofile(moments)
+        if clock:
+            write_moments(engine, POSITIVES, last, folder, window=config.window)
 
 
-def open_sampler(definition: DatasetDefinition, folder: Path, items: int) -> NegativeSampler:
-    """The sampler over the files that :func:`write_pools` wrote; they stay on disk.
+@dataclass(frozen=True, slots=True)
+class Negatives:
+    """What ``[requests.negatives]`` does to requests."""
+
+    first: FirstEvents
+    """Asked before anything is drawn."""
+    sampler: NegativeSampler
+
+
+def open_negatives(definition: DatasetDefinition, folder: Path, items: int) -> Negatives:
+    """What works on the files that :func:`write_pools` wrote; they stay on disk.
 
     Args:
         definition: with ``[requests.negatives]``.
         folder: of the files.
         items: rows of the item table.
     """
-    pools = [_open(*_files(folder, last)) for last in _last_splits(definition)]
-    return NegativeSampler(_config(definition), pools, items, clock=definition.clock)
+    config, clock, splits = _config(definition), definition.clock, _last_splits(definition)
+    moments = {last: open_moments(folder, last, items) for last in set(splits) if clock}
+    drop = config.first_events == "drop"
+    of_splits = [moments[last] for last in splits if clock]
+    pools = [_open(*_files(folder, last)) for last in splits]
+    return Negatives(
+        FirstEvents(of_splits, window=config.window, clock=clock, drop=drop),
+        NegativeSampler(config, pools, items, clock=clock),
+    )
 
 
 def _config(definition: DatasetDefinition) -> NegativesConfig:

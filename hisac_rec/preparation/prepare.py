@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -141,12 +141,11 @@ def _manifest(
     tasks: list[FurtherTask],
 ) -> Manifest:
     resolved = definition.model_dump(mode="json", exclude_none=True)
-    shaping = {k: v for k, v in resolved.items() if k not in ("description", "semantic_ids")}
     facts = {
-        "definition": shaping,
+        "definition": _shaping(resolved),
         "users": source.users,
         "items": source.items,
-        "splits": {split: count.model_dump() for split, count in counts.items()},
+        "splits": {s: count.model_dump(exclude={"first_events"}) for s, count in counts.items()},
         "features": [f.model_dump() for f in (*source.user_features, *catalogue.features)],
     }
     if tasks:
@@ -170,6 +169,18 @@ def _manifest(
         definition=resolved,
         fingerprint=digest[:32],
     )
+
+
+def _shaping(resolved: dict[str, Any]) -> dict[str, Any]:
+    """What of a definition says how the data comes out; a key that changes nothing is not in it, so
+    that data keeps the fingerprint that it had before there was such a key.
+    """
+    shaping = {k: v for k, v in resolved.items() if k not in ("description", "semantic_ids")}
+    negatives = shaping.get("requests", {}).get("negatives")
+    if negatives is not None and negatives["first_events"] == "keep":
+        asked = {k: v for k, v in negatives.items() if k != "first_events"}
+        shaping["requests"] = {**shaping["requests"], "negatives": asked}
+    return shaping
 
 
 def _write_items(path: Path, manifest: Manifest, catalogue: Catalogue, tally: TrainTally) -> None:

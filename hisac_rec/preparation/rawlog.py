@@ -15,6 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from hisac_rec.data.contract import Split, task_field
+from hisac_rec.data.votes import types_that_vote, vote_weights
 from hisac_rec.errors import did_you_mean
 from hisac_rec.preparation.blocks import CutRules, EventBlock, split_by_fraction
 from hisac_rec.preparation.definition import DatasetDefinition
@@ -27,7 +28,7 @@ from hisac_rec.preparation.features import (
 )
 from hisac_rec.preparation.headers import check_headers
 from hisac_rec.preparation.locate import Locator
-from hisac_rec.preparation.negatives import NegativeSampler, open_sampler, write_pools
+from hisac_rec.preparation.negatives import Negatives, open_negatives, write_pools
 from hisac_rec.preparation.rawchecks import (
     check_expressions,
     check_labels,
@@ -102,7 +103,8 @@ class RawLog:
     def rules(self, split: Split) -> CutRules:
         """As ``[history]`` and ``[requests]`` say."""
         requests, history = self._requests, self.definition.history
-        return CutRules(history.min_events, requests.of_split(split), history.max_length)
+        counted = types_that_vote(history.votes, self.event_types)
+        return CutRules(history.min_events, requests.of_split(split), history.max_length, counted)
 
     def blocks(self, first: int = 0) -> Iterator[EventBlock]:
         """Events of whole users, from block ``first`` on: about ``BLOCK_EVENTS`` at a time, what
@@ -130,7 +132,7 @@ class RawLog:
                 f'SELECT * FROM {EVENTS} WHERE "user" BETWEEN {low} AND {high} ORDER BY rowid'
             )
 
-    def negatives(self, blocks: Iterator[EventBlock]) -> NegativeSampler | None:
+    def negatives(self, blocks: Iterator[EventBlock]) -> Negatives | None:
         """As ``[requests.negatives]`` says."""
         if self._requests.negatives is None:
             return None
@@ -138,7 +140,7 @@ class RawLog:
         self._work.once(
             "pool of negatives", lambda: write_pools(self._engine, blocks, definition, folder)
         )
-        return open_sampler(definition, folder, self.items)
+        return open_negatives(definition, folder, self.items)
 
     def catalogue(self, seen: NDArray[np.bool_]) -> Catalogue:
         """Items with features, text and content; see :class:`Catalogue`."""
@@ -257,6 +259,8 @@ class RawLog:
                 f"history has {len(self.event_types):,} types, at most {MAX_TYPES} are possible; "
                 "make column 'type' coarser",
             )
+        key = f"{self._engine.origin}: key 'history.votes'"
+        vote_weights(self.definition.history.votes, self.event_types, key)
 
     def _history_types(self) -> list[str]:
         """The different types of history events, in order."""

@@ -14,7 +14,7 @@ from hisac_rec.data.contract import Feature, Split
 from hisac_rec.preparation.blocks import CutRules, EventBlock
 
 if TYPE_CHECKING:
-    from hisac_rec.preparation.negatives import NegativeSampler
+    from hisac_rec.preparation.negatives import Negatives
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class Source(Protocol):
         """
         ...
 
-    def negatives(self, blocks: Iterator[EventBlock]) -> NegativeSampler | None:
+    def negatives(self, blocks: Iterator[EventBlock]) -> Negatives | None:
         """Draws non-events into the requests; None: the events hold them.
 
         Args:

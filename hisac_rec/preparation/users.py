@@ -26,6 +26,7 @@ from hisac_rec.preparation.blocks import (
     without_later_splits,
     without_training,
 )
+from hisac_rec.preparation.first_events import FirstEvents, without_candidates
 from hisac_rec.preparation.source import Source
 from hisac_rec.preparation.work import WorkFolder
 from hisac_rec.preparation.writer import SplitWriter, TrainTally
@@ -65,6 +66,12 @@ def write_splits(
             continue
         empty = f"{origin}: the {split} split is empty (no request)"
         mend = "change [split], requests.where or history.min_events"
+        if count.first_events == 1:
+            empty = (
+                f"{origin}: the {split} split is empty: all its positives are the first event of "
+            )
+            empty += "their item"
+            mend = 'set requests.negatives.first_events = "keep", or a longer window'
         if split != "valid":
             raise UserError(f"{empty}; {mend}")
         log.warning("%s, so no training on it can be judged as it goes; %s", empty, mend)
@@ -121,7 +128,7 @@ def _write(
     blocks: int,
     saved: Path,
 ) -> None:
-    sampler = source.negatives(_without_cold(block, cold) for block in source.blocks())
+    negatives = source.negatives(_without_cold(block, cold) for block in source.blocks())
     with ExitStack() as stack:
         for writer in writers.values():
             stack.enter_context(writer)
@@ -131,7 +138,10 @@ def _write(
         for block in source.blocks(blocks):
             users = int(np.count_nonzero(np.diff(block.user, prepend=0)))
             kept, logged = cut_splits(block, rules, cold)
-            rows = logged if sampler is None else sampler.add(logged)
+            rows = logged
+            if negatives is not None:
+                logged = _without_first_events(logged, negatives.first, writers, rules)
+                rows = negatives.sampler.add(logged)
             for split, writer in writers.items():
                 writer.write(rows[split], source.user_values)
             tally.add(kept, logged["train"], rows["train"])
@@ -141,6 +151,24 @@ def _write(
                 book()
             advance(users)
         _save(saved, tally, writers, blocks, done=True)
+
+
+def _without_first_events(
+    logged: dict[Split, SplitRows],
+    first: FirstEvents,
+    writers: dict[Split, SplitWriter],
+    rules: dict[Split, CutRules],
+) -> dict[Split, SplitRows]:
+    """Count the positives that are first events, and leave them out where they are to go."""
+    kept = {}
+    for at, split in enumerate(SPLITS):
+        rows = logged[split]
+        found = first.find(rows, at)
+        writers[split].count_first(int(found.sum()), int((rows.label > 0).sum()))
+        if first.drop and found.any():
+            rows = without_candidates(rows, found, rules[split].max_length)
+        kept[split] = rows
+    return kept
 
 
 def _save(

@@ -42,6 +42,7 @@ class SplitWriter:
         self._files = self._users = 0
         self.users = self.events = self.requests = self.candidates = 0
         self.positives = 0.0
+        self.first_events = self.drawn_for = 0
         self.labelled: Counter[str] = Counter()
         self.task_positives: dict[str, float] = defaultdict(float)
 
@@ -80,6 +81,16 @@ class SplitWriter:
             self.labelled[task] += int(np.count_nonzero(~np.isnan(labels)))
             self.task_positives[task] += float(np.nansum(labels, dtype=np.float64))
 
+    def count_first(self, first: int, positives: int) -> None:
+        """Count the positives that non-events are drawn for.
+
+        Args:
+            first: of them, those that are their item's first event.
+            positives: all, those that are left out among them.
+        """
+        self.first_events += first
+        self.drawn_for += positives
+
     @property
     def counts(self) -> SplitCounts:
         """What was written so far."""
@@ -89,6 +100,7 @@ class SplitWriter:
             requests=self.requests,
             candidates=self.candidates,
             positives=self.positives,
+            first_events=self.first_events / self.drawn_for if self.drawn_for else None,
         )
 
     def close_file(self) -> dict[str, Any]:
@@ -99,7 +111,8 @@ class SplitWriter:
         """
         self._close()
         tasks = {"labelled": dict(self.labelled), "task_positives": dict(self.task_positives)}
-        return {"files": self._files, **self.counts.model_dump(), **tasks}
+        first = {"first_events": self.first_events, "drawn_for": self.drawn_for}
+        return {"files": self._files, **self.counts.model_dump(), **tasks, **first}
 
     def go_on_from(self, saved: dict[str, Any] | None) -> None:
         """Count on from what :meth:`close_file` gave; remove part files that were begun since.
@@ -107,11 +120,13 @@ class SplitWriter:
         Args:
             saved: None: from nothing.
         """
-        saved = saved or {"files": 0, **SplitCounts.nothing().model_dump()}
+        nothing = {**SplitCounts.nothing().model_dump(), "first_events": 0, "drawn_for": 0}
+        saved = saved or {"files": 0, **nothing}
         self._files = saved["files"]
         self.users, self.events = saved["users"], saved["events"]
         self.requests, self.candidates = saved["requests"], saved["candidates"]
         self.positives = saved["positives"]
+        self.first_events, self.drawn_for = saved["first_events"], saved["drawn_for"]
         self.labelled = Counter(saved.get("labelled", {}))
         self.task_positives = defaultdict(float, saved.get("task_positives", {}))
         for path in sorted(self._folder.glob("part-*.parquet"))[self._files :]:

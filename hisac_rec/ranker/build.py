@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -36,11 +37,20 @@ class RankerSchema:
         spec: lookups and table sizes.
         codebook: D tensors [C_l, s]; empty without semantic ids.
         rates: mean training label of each task, which an untrained model predicts.
+        event_types: names, in the order of their numbers.
+        votes: event type -> vote, as the definition says.
     """
 
     spec: InputSpec
     codebook: tuple[Tensor, ...]
     rates: tuple[float, ...] = ()
+    event_types: tuple[str, ...] = ()
+    votes: Mapping[str, float] | None = None
+
+    def method_shape(self, dim: int) -> MethodShape:
+        """What a history method of width ``dim`` is built on."""
+        known = self.event_types, self.votes
+        return MethodShape(dim, self.codebook, self.spec.vector_dim, *known)
 
 
 def optional_semantics(data: PreparedData) -> Semantics | None:
@@ -70,7 +80,9 @@ def ranker_schema(
     vector_dim = semantics.vectors.shape[1] if semantics else 0
     grouping = None
     if config.tables.pool:
-        grouping = method.grouping(own, MethodShape(config.tables.dim, codebook, vector_dim))
+        known = tuple(data.manifest.event_types), data.manifest.votes
+        shape = MethodShape(config.tables.dim, codebook, vector_dim, *known)
+        grouping = method.grouping(own, shape)
         if grouping is None or not method.uses_history:
             raise UserError(
                 f"tables.pool = true: history.method = '{config.method}' as configured reads "
@@ -92,7 +104,11 @@ def ranker_schema(
         views=semantics.views if semantics else 1,
     )
     return RankerSchema(
-        spec, codebook, tuple(training_rate(task, data.manifest) for task in spec.tasks)
+        spec,
+        codebook,
+        tuple(training_rate(task, data.manifest) for task in spec.tasks),
+        tuple(data.manifest.event_types),
+        data.manifest.votes,
     )
 
 
@@ -108,7 +124,7 @@ def build_ranker(
     """
     spec, pooled, managed = schema.spec, schema.spec.pooled(), schema.spec.managed()
     table_device = torch.device(device)
-    shape = MethodShape(config.tables.dim, schema.codebook, spec.vector_dim)
+    shape = schema.method_shape(config.tables.dim)
     method = find_method(config.method)(config.method_config(), shape)
     dense = DenseRanker(config.ranker, spec, method, config.tables.dim)
     for tower, rate in zip(dense.towers(), schema.rates, strict=False):

@@ -196,6 +196,8 @@ class DenseRanker(nn.Module):
             events=self.events(found, batch),
             codes=batch.history_codes,
             features=batch.history_features,
+            type=batch.history_type,
+            placed=batch.history_placed,
             vectors=None if semantic is None else semantic.index_select(0, batch.history_rows),
             age=batch.history_age,
         )

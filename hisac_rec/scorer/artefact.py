@@ -40,6 +40,8 @@ SELFTEST = "selftest.npz"
 FORMAT = 3
 """Raised when an earlier release would read a folder wrongly: 3 has a row for items without a place
 in the tables of codes, and views."""
+FORMAT_OF_VOTES = 4
+"""Of a model whose events can vote against leaves: the program takes :data:`REJECTED` too."""
 TOLERANCE = 1e-4
 """Largest difference of a logit in the self-test: other machines add in another order."""
 
@@ -48,6 +50,8 @@ INPUTS = (
     *("candidates", "codes", "placed"),
 )
 """Names of what the candidate side takes, in the order of its arguments."""
+REJECTED = ("against", "against_path")
+"""Names of what it takes besides where events can vote against leaves."""
 
 
 class ExportedLookup(Strict):
@@ -96,8 +100,15 @@ class ExportManifest(Strict):
     lookups: list[ExportedLookup]
     precision: Precision
     """Of the tables."""
+    votes_against: bool = False
+    """Events can vote against leaves: the program takes :data:`REJECTED` too."""
     files: dict[str, str]
     """File -> SHA-256."""
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of what the program takes, in the order of its arguments."""
+        return INPUTS + REJECTED if self.votes_against else INPUTS
 
 
 class Artefact:
@@ -123,10 +134,10 @@ class Artefact:
 
     def logits(self, inputs: dict[str, Tensor]) -> Tensor:
         """[N] logits of one request, [N, M] of M > 1 tasks; ``inputs`` by the names of
-        :data:`INPUTS`.
+        :attr:`ExportManifest.inputs`.
         """
         with torch.inference_mode():
-            result: Tensor = self._program(*(inputs[name] for name in INPUTS))
+            result: Tensor = self._program(*(inputs[name] for name in self.manifest.inputs))
             return result
 
     def array(self, name: str) -> NDArray[Any]:
@@ -151,7 +162,8 @@ class Artefact:
         recorded = np.load(self.root / SELFTEST, allow_pickle=False)
         worst = 0.0
         for case in range(int(recorded["cases"])):
-            inputs = {name: torch.from_numpy(recorded[f"{case}.{name}"]) for name in INPUTS}
+            names = self.manifest.inputs
+            inputs = {name: torch.from_numpy(recorded[f"{case}.{name}"]) for name in names}
             off = self.logits(inputs).numpy() - recorded[f"{case}.logits"]
             worst = max(worst, float(np.abs(off).max()))
         if not worst <= TOLERANCE:
@@ -180,9 +192,10 @@ def _read_manifest(root: Path) -> ExportManifest:
         ) from None
     except ValueError as error:
         raise UserError(f"{path}: not readable: {error}") from None
-    if found.get("format") != FORMAT:
+    if found.get("format") not in (FORMAT, FORMAT_OF_VOTES):
         raise UserError(
-            f"{path}: format {found.get('format')}, this release reads {FORMAT}; export again"
+            f"{path}: format {found.get('format')}, this release reads {FORMAT} and "
+            f"{FORMAT_OF_VOTES}; export again"
         )
     try:
         return ExportManifest.model_validate(found)

@@ -167,6 +167,9 @@ class Scorer:
         if vectors is None or not len(vectors):  # one agent that is not there
             vectors = np.zeros((1, manifest.dim), np.float32)
             events, path = np.zeros(1, np.float32), np.full(1, -1)
+        against, against_path = state.against, state.against_path
+        if not len(against):  # likewise
+            against, against_path = np.zeros(1, np.float32), np.full(1, -1)
         seen = state.seen
         if manifest.max_history is not None:
             seen = min(seen, manifest.max_history)
@@ -188,6 +191,8 @@ class Scorer:
             "candidates": self._lookups.candidates(state.user, ids),
             "codes": items.codes[coded].astype(np.int64),
             "placed": np.array(items.placed[coded]),
+            "against": against,
+            "against_path": against_path,
         }
         return {name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in arrays.items()}
 

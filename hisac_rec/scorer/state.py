@@ -1,17 +1,18 @@
 """What is kept of a user while serving, and how it is written.
 
-Legend: K agents, S newest events, d width.
+Legend: K agents, J rejected leaves, S newest events, d width.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from hisac_rec.serving.cache import CacheManifest, schema
+from hisac_rec.serving.cache import AGAINST, AGAINST_PATH, CacheManifest, schema
 from hisac_rec.serving.precision import decode
 
 Ids = NDArray[np.int64]
@@ -34,6 +35,8 @@ class UserState:
         vectors: [K, d] routed vectors, None where nothing is compressed yet.
         events: [K] votes.
         path: [K] leaf paths.
+        against: [J] votes against rejected leaves.
+        against_path: [J] their paths.
         newest_item: [S] dense ids, oldest first.
         newest_type: [S].
         newest_time: [S].
@@ -46,6 +49,8 @@ class UserState:
     vectors: Floats | None = None
     events: Floats = field(default_factory=lambda: np.zeros(0, np.float32))
     path: Ids = field(default_factory=_none)
+    against: Floats = field(default_factory=lambda: np.zeros(0, np.float32))
+    against_path: Ids = field(default_factory=_none)
     newest_item: Ids = field(default_factory=_none)
     newest_type: Ids = field(default_factory=_none)
     newest_time: Ids = field(default_factory=_none)
@@ -94,6 +99,10 @@ class StateFormat:
         flat = row.column("vectors").flatten()
         stored = np.asarray(flat.flatten()).reshape(len(flat), self.manifest.dim)
         path = numbers("path") if "path" in self.manifest.fields else np.zeros(len(flat))
+        rejected: dict[str, Any] = {}
+        if self.manifest.rejected:
+            rejected[AGAINST] = numbers(AGAINST).astype(np.float32)
+            rejected[AGAINST_PATH] = numbers(AGAINST_PATH).astype(np.int64)
         return UserState(
             user=row.column("user")[0].as_py(),
             features={
@@ -104,6 +113,7 @@ class StateFormat:
             vectors=decode(stored, np.asarray(numbers("scale"), np.float32)),
             events=numbers("events").astype(np.float32),
             path=path.astype(np.int64),
+            **rejected,
             newest_item=numbers("newest_item").astype(np.int64),
             newest_type=numbers("newest_type").astype(np.int64),
             newest_time=numbers("newest_time").astype(np.int64),

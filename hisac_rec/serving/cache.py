@@ -32,6 +32,8 @@ At = Literal["first", "last", "requests"]
 each request."""
 NEWEST = {"newest_item": pa.int32(), "newest_type": pa.int8(), "newest_time": pa.int64()}
 """The newest events as they are, oldest first: what new ones are added to while serving."""
+AGAINST, AGAINST_PATH = "against", "against_path"
+"""Votes against leaves, and which leaves: of those that a history rejects, agents or not."""
 
 
 class CacheManifest(Strict):
@@ -49,6 +51,8 @@ class CacheManifest(Strict):
     """d."""
     fields: dict[str, str]
     """What of an agent is kept beside its vector: name -> Arrow type."""
+    rejected: dict[str, str] = {}
+    """What is kept of each rejected leaf, where events vote against some: name -> Arrow type."""
     precision: Precision
     """Of the vectors."""
     at: At
@@ -84,7 +88,8 @@ class Keys:
 def schema(manifest: CacheManifest) -> pa.Schema:
     """Columns of a part; the numbers of all its agents' vectors lie one after the other."""
     number = pa.from_numpy_dtype(np.dtype(STORED[manifest.precision]))
-    agents = [(name, pa.list_(_kind(of))) for name, of in manifest.fields.items()]
+    lists = manifest.fields | manifest.rejected
+    agents = [(name, pa.list_(_kind(of))) for name, of in lists.items()]
     return pa.schema(
         [
             ("user", pa.int32()),
@@ -109,7 +114,8 @@ def pack(
     Args:
         keys: of the n rows.
         plain: the columns ``user_*`` and those of :data:`NEWEST`.
-        held: ``filled`` [n, K], ``vectors`` [n, K, d] and the manifest's ``fields`` [n, K].
+        held: ``filled`` [n, K], ``vectors`` [n, K, d] and the manifest's ``fields`` [n, K]; of
+            rejected leaves its ``rejected`` [n, J].
         manifest: of the cache.
     """
     filled = held["filled"].numpy()
@@ -118,10 +124,9 @@ def pack(
     if manifest.precision != "int8":
         scale = scale[:0]
     columns = schema(manifest)
-    lists = {
-        name: pa.ListArray.from_arrays(bounds, pa.array(held[name].numpy()[filled], _kind(of)))
-        for name, of in manifest.fields.items()
-    }
+    lists = _lists(held, filled, manifest.fields)
+    if manifest.rejected:
+        lists |= _lists(held, held[AGAINST_PATH].numpy() >= 0, manifest.rejected)
     flat = pa.FixedSizeListArray.from_arrays(
         pa.array(stored.ravel()), type=columns.field("vectors").type.value_type
     )
@@ -206,22 +211,24 @@ class Cache:
         """
         there = rows >= 0
         taken = self._table.take(pa.array(rows[there]))
-        column = {name: joined(taken[name]) for name in ("vectors", "scale", *self.manifest.fields)}
-        counts = np.zeros(len(rows), np.int64)
-        counts[there] = np.diff(_offsets(column["vectors"]))
-        slots = max(1, int(counts.max(initial=0)))
-        filled = np.arange(slots) < counts[:, None]
+        lists = self.manifest.fields | self.manifest.rejected
+        column = {name: joined(taken[name]) for name in ("vectors", "scale", *lists)}
+        filled = _places(column["vectors"], there)
         vectors = _values(column["vectors"])
         numbers = vectors.flatten().to_numpy().reshape(len(vectors), self.manifest.dim)
         scale = _values(column["scale"]).to_numpy()
         dense = np.zeros((*filled.shape, self.manifest.dim), np.float32)
         dense[filled] = decode(numbers, scale)
         held = {"vectors": torch.from_numpy(dense), "filled": torch.from_numpy(filled)}
-        for name in self.manifest.fields:
+        where = dict.fromkeys(self.manifest.fields, filled)
+        if self.manifest.rejected:
+            rejected = _places(column[AGAINST_PATH], there)
+            where |= dict.fromkeys(self.manifest.rejected, rejected)
+        for name, places in where.items():
             flat = _values(column[name]).to_numpy()
             kind = np.int64 if np.issubdtype(flat.dtype, np.integer) else np.float32
-            spread = np.full(filled.shape, EMPTY.get(name, 0), kind)
-            spread[filled] = flat
+            spread = np.full(places.shape, EMPTY.get(name, 0), kind)
+            spread[places] = flat
             held[name] = torch.from_numpy(spread)
         return held
 
@@ -235,8 +242,8 @@ class Cache:
         return np.diff(_offsets(joined(self._table["vectors"])))
 
 
-EMPTY = {"path": -1}
-"""What stands in slots without an agent, where that is not 0."""
+EMPTY = {"path": -1, AGAINST_PATH: -1}
+"""What stands in slots without an agent (without a rejected leaf), where that is not 0."""
 
 
 class CacheWriter:
@@ -322,6 +329,24 @@ def _last(order: Ints, of_row: Ints, wanted: Ints, after: Ints) -> Ints:
         return np.full(len(wanted), -1)
     rows = order[(after - 1).clip(min=0)]
     return np.where((after > 0) & (of_row[rows] == wanted), rows, -1)
+
+
+def _lists(
+    held: dict[str, Tensor], places: NDArray[np.bool_], kinds: dict[str, str]
+) -> dict[str, pa.Array]:
+    """What stands in the filled slots [n, K] of each tensor, as lists."""
+    bounds = pa.array(offsets_of(places.sum(1)), pa.int32())
+    return {
+        name: pa.ListArray.from_arrays(bounds, pa.array(held[name].numpy()[places], _kind(of)))
+        for name, of in kinds.items()
+    }
+
+
+def _places(lists: Any, there: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """[m, K] slots that are filled: each list's own, from the left, none where it is not there."""
+    counts = np.zeros(len(there), np.int64)
+    counts[there] = np.diff(_offsets(lists))
+    return np.arange(max(1, int(counts.max(initial=0)))) < counts[:, None]
 
 
 def _kind(name: str) -> pa.DataType:

@@ -3,7 +3,8 @@
 This is what ``hisac-rec export`` hands over: one request, its agents and its candidates in, logits
 out. No tables, no jagged tensors, nothing of the training stack.
 
-Legend: K agents, N candidates, d width, D levels, F lookups of a side, S newest events.
+Legend: K agents, J rejected leaves, N candidates, d width, D levels, F lookups of a side, S newest
+events.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from hisac_rec.ranker.dense import DenseRanker
 
 class CandidateSide(nn.Module):
     """Logits of the candidates of one request whose history is compressed; its arguments are
-    those that :data:`hisac_rec.scorer.artefact.INPUTS` names.
+    those that :data:`hisac_rec.scorer.artefact.INPUTS` names, then, of a model whose events can
+    vote against leaves, those of :data:`hisac_rec.scorer.artefact.REJECTED`.
 
     Args:
         dense: the trained dense part.
@@ -61,6 +63,8 @@ class CandidateSide(nn.Module):
         candidates: Tensor,
         codes: Tensor,
         placed: Tensor,
+        against: Tensor | None = None,
+        against_path: Tensor | None = None,
     ) -> Tensor:
         """[N] logits, [N, M] of M > 1 tasks.
 
@@ -74,6 +78,8 @@ class CandidateSide(nn.Module):
             candidates: [F, N, d] of the candidate-side lookups.
             codes: [N, D] int64 semantic-ID codes.
             placed: [N] bool, whether the codes mean anything.
+            against: [J] votes against the rejected leaves; J >= 1, 0 marks one that is not there.
+            against_path: [J] int64 which leaves; -1 where there is none.
         """
         dense, count = self.dense, candidates.shape[1]
         held: dict[str, Any] = {
@@ -83,6 +89,8 @@ class CandidateSide(nn.Module):
         }
         if self.keeps_path:
             held["path"] = path.unsqueeze(0)
+        if against is not None and against_path is not None:
+            held |= {"against": against.unsqueeze(0), "against_path": against_path.unsqueeze(0)}
         memory_type = dense.method.memory
         assert memory_type is not None
         per_candidate = list(candidates.unbind(0))

@@ -28,10 +28,13 @@ from hisac_rec.data.units import RequestTable
 from hisac_rec.errors import UserError
 from hisac_rec.files import replace_text
 from hisac_rec.methods.base import find_method
+from hisac_rec.methods.hisac.config import HiSACConfig, tree_rules
 from hisac_rec.planning.config import PlannerConfig
 from hisac_rec.progress import progress
 from hisac_rec.ranker.ranker import Head
 from hisac_rec.serving.cache import (
+    AGAINST,
+    AGAINST_PATH,
     MANIFEST,
     NEWEST,
     At,
@@ -182,9 +185,12 @@ def describe(
     of = checkpoint_manifest(job, 1, Position(), {}, {})
     files = read_manifest(checkpoint).files
     digest = hashlib.sha256(repr(sorted((n, s.sha256) for n, s in files.items())).encode())
-    fields = {"events": "float"}
+    fields, rejected = {"events": "float"}, {}
+    path = "int32" if prod(job.spec.code_counts) < 1 << 31 else "int64"
     if "path" in {field.name for field in dataclasses.fields(method.memory)}:
-        fields["path"] = "int32" if prod(job.spec.code_counts) < 1 << 31 else "int64"
+        fields["path"] = path
+    if votes_against(job):
+        rejected = {AGAINST_PATH: path, AGAINST: "float"}
     return CacheManifest(
         run=digest.hexdigest(),
         method=job.config.method,
@@ -192,12 +198,20 @@ def describe(
         semantics_fingerprint=of.semantics_fingerprint,
         dim=job.config.tables.dim,
         fields=fields,
+        rejected=rejected,
         precision=precision,
         at=at,
         age=age,
         newest=job.config.ranker.recent,
         user_features=[lk.column for lk in job.spec.of_side("user") if lk.key != "user"],
     )
+
+
+def votes_against(job: Job) -> bool:
+    """Whether the memory of the job's histories holds votes against leaves."""
+    config = job.config.method_config()
+    shape = job.schema.method_shape(job.config.tables.dim)
+    return isinstance(config, HiSACConfig) and tree_rules(config, shape).signed
 
 
 def head_of(model: DistributedModelParallel) -> Head:

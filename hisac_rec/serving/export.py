@@ -30,9 +30,11 @@ from hisac_rec.progress import progress
 from hisac_rec.scorer.artefact import (
     COMPILED,
     FORMAT,
+    FORMAT_OF_VOTES,
     INPUTS,
     MANIFEST,
     PROGRAM,
+    REJECTED,
     SELFTEST,
     Artefact,
     ExportedLookup,
@@ -102,11 +104,12 @@ def export_run(
         if job.items.view_of_user is not None:
             (temporary / VIEWS).parent.mkdir()
             np.save(temporary / f"{VIEWS}.npy", job.items.view_of_user.astype(np.uint8))
-        _write_program(side, job, temporary, compiled)
-        _write_selftest(side, job, temporary / SELFTEST)
+        names = INPUTS + REJECTED if cache.rejected else INPUTS
+        _write_program(side, job, names, temporary, compiled)
+        _write_selftest(side, job, names, temporary / SELFTEST)
         found = read_manifest(path)
         manifest = ExportManifest(
-            format=FORMAT,
+            format=FORMAT_OF_VOTES if cache.rejected else FORMAT,
             name=job.config.name,
             run=cache.run,
             data_fingerprint=cache.data_fingerprint,
@@ -128,6 +131,7 @@ def export_run(
                 for lk in job.spec.lookups
             ],
             precision=precision,
+            votes_against=bool(cache.rejected),
             files={
                 str(file.relative_to(temporary)): digest_of(file)
                 for file in sorted(temporary.rglob("*"))
@@ -215,31 +219,36 @@ def _write_items(job: Job, folder: Path) -> None:
     np.save(folder / "of_names.npy", order + 1)
 
 
-def _write_program(side: CandidateSide, job: Job, folder: Path, compiled: bool) -> None:
+def _write_program(
+    side: CandidateSide, job: Job, names: tuple[str, ...], folder: Path, compiled: bool
+) -> None:
     agents = torch.export.Dim("agents", min=1, max=MOST_AGENTS)
     candidates = torch.export.Dim("candidates", min=1, max=MOST_CANDIDATES)
-    shapes: dict[str, dict[int, Any] | None] = dict.fromkeys(INPUTS)
+    rejected = torch.export.Dim("rejected", min=1, max=MOST_AGENTS)
+    shapes: dict[str, dict[int, Any] | None] = dict.fromkeys(names)
     shapes |= {name: {0: agents} for name in ("vectors", "events", "path")}
     shapes |= {"candidates": {1: candidates}, "codes": {0: candidates}, "placed": {0: candidates}}
+    if REJECTED[0] in names:
+        shapes |= {name: {0: rejected} for name in REJECTED}
     inputs = _example(job, 5, 9, seed=0)
     with torch.no_grad():
         program = torch.export.export(
             side,
-            tuple(inputs[name] for name in INPUTS),
-            dynamic_shapes=tuple(shapes[name] for name in INPUTS),
+            tuple(inputs[name] for name in names),
+            dynamic_shapes=tuple(shapes[name] for name in names),
         )
     torch.export.save(program, folder / PROGRAM)
     if compiled:
         torch._inductor.aoti_compile_and_package(program, package_path=str(folder / COMPILED))
 
 
-def _write_selftest(side: CandidateSide, job: Job, path: Path) -> None:
+def _write_selftest(side: CandidateSide, job: Job, names: tuple[str, ...], path: Path) -> None:
     recorded: dict[str, NDArray[Any]] = {"cases": np.array(len(SELFTEST_SIZES))}
     for case, (agents, candidates) in enumerate(SELFTEST_SIZES):
         inputs = _example(job, agents, candidates, seed=case + 1)
         with torch.no_grad():
-            logits = side(*(inputs[name] for name in INPUTS))
-        recorded |= {f"{case}.{name}": value.numpy() for name, value in inputs.items()}
+            logits = side(*(inputs[name] for name in names))
+        recorded |= {f"{case}.{name}": inputs[name].numpy() for name in names}
         recorded[f"{case}.logits"] = logits.numpy()
     np.savez(path, **recorded)  # type: ignore[arg-type]
 
@@ -267,4 +276,7 @@ def _example(job: Job, agents: int, candidates: int, seed: int) -> dict[str, tor
         "candidates": rows(len(job.spec.of_side("candidate")), candidates),
         "codes": codes(candidates),
         "placed": torch.rand(candidates, generator=generator) < 0.9,
+        # As many rejected leaves as there are agents and one more: another number than of agents.
+        "against": torch.randint(1, 40, (agents + 1,), generator=generator).float(),
+        "against_path": path_numbers(codes(agents + 1), counts),
     }

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hisac_rec.data.bags import FrozenEvents
 from hisac_rec.data.batch import RequestBatch
 from hisac_rec.data.contract import PreparedData, Split
 from hisac_rec.data.units import RequestTable
@@ -37,6 +38,8 @@ class Leaf:
         path: its codes, top level first.
         events: on it.
         items: the most frequent of them, as (name, times).
+        votes: what they vote for it.
+        against: what they vote against it.
         agent: whether it survived pruning.
         weight: of an agent, its share of all agents' votes; 0 for others.
         nearest: codes of the agent that takes most of it; its own where it is one.
@@ -46,10 +49,17 @@ class Leaf:
     path: tuple[int, ...]
     events: int
     items: list[tuple[str, int]]
+    votes: float
+    against: float
     agent: bool
     weight: float
     nearest: tuple[int, ...]
     share: float
+
+    @property
+    def said(self) -> str:
+        """Votes for it and against it, for people."""
+        return say_votes([self])
 
 
 @dataclass(frozen=True)
@@ -99,12 +109,19 @@ class Interests:
         found: dict[int, list[Leaf]] = {}
         for leaf in self.leaves:
             found.setdefault(leaf.path[0], []).append(leaf)
-        return dict(sorted(found.items(), key=lambda one: -sum(leaf.events for leaf in one[1])))
+        return dict(sorted(found.items(), key=lambda one: -sum(leaf.votes for leaf in one[1])))
 
     @property
     def pruned(self) -> int:
         """Events on leaves that are no agents."""
         return sum(leaf.events for leaf in self.leaves if not leaf.agent)
+
+
+def say_votes(leaves: list[Leaf]) -> str:
+    """The votes for leaves, and those against them where there are some: "12 votes, 3 against"."""
+    totals = sum(leaf.votes for leaf in leaves), sum(leaf.against for leaf in leaves)
+    votes, against = (f"{total:,.2f}".removesuffix(".00") for total in totals)
+    return f"{votes} votes" + (f", {against} against" if totals[1] else "")
 
 
 def inspect_user(
@@ -204,7 +221,10 @@ def _describe(
     job: Job, method: HiSAC, batch: RequestBatch, logits: Tensor, weights: Tensor, examples: int
 ) -> Interests:
     counts = method.code_counts
-    leaves, agents = method.rules.grow(batch.history_offsets, batch.history_codes)
+    offsets, codes_of = batch.history_offsets, batch.history_codes
+    events = FrozenEvents(offsets, codes_of, batch.history_type, batch.history_placed)
+    leaves, agents = method.rules.grow(events)
+    against = torch.zeros_like(leaves.votes) if leaves.against is None else leaves.against
     words = [table.double().cpu() for table in method.codebook]
     agent_of_leaf, share = _reached(method, leaves, agents, words)
     codes = [_codes(int(path), counts) for path in leaves.path]
@@ -227,6 +247,8 @@ def _describe(
                 path=path,
                 events=int(leaves.events[leaf]),
                 items=[(name(item), times) for item, times in common],
+                votes=int(leaves.votes[leaf]) / leaves.unit,
+                against=int(against[leaf]) / leaves.unit,
                 agent=leaf in is_agent,
                 weight=int(leaves.votes[leaf]) / total if leaf in is_agent else 0.0,
                 nearest=codes[int(agents.leaf[agent_of_leaf[leaf]])],
@@ -255,7 +277,7 @@ def _describe(
         time=time,
         events=visible,
         keep=list(method.config.keep),
-        leaves=sorted(described, key=lambda leaf: (-leaf.events, leaf.path)),
+        leaves=sorted(described, key=lambda leaf: (-leaf.votes, leaf.against, leaf.path)),
         candidates=sorted(drawn, key=lambda one: -one.score),
     )
 

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.tree import Tree
 
 from hisac_rec.files import replace_text
-from hisac_rec.serving.interests import Interests, Leaf
+from hisac_rec.serving.interests import Interests, Leaf, say_votes
 
 
 def to_html(found: Interests) -> str:
@@ -22,7 +22,8 @@ def to_html(found: Interests) -> str:
         undefined=StrictUndefined,
         trim_blocks=True,
     )
-    return environment.get_template("interests.html.j2").render(found=found)
+    template = environment.get_template("interests.html.j2")
+    return template.render(found=found, say_votes=say_votes)
 
 
 def write_html(found: Interests, path: Path) -> None:
@@ -39,13 +40,12 @@ def print_interests(found: Interests, console: Console, *, leaves: int = 8) -> N
         f"{agents} agents; {found.pruned:,} events on pruned leaves"
     )
     for code, own in found.branches.items():
-        votes = sum(leaf.events for leaf in own)
-        branch = tree.add(f"[bold]branch {code}[/bold]: {votes:,} votes")
+        branch = tree.add(f"[bold]branch {code}[/bold]: {say_votes(own)}")
         for leaf in own[:leaves]:
             branch.add(_line(leaf))
         if len(own) > leaves:
             rest = own[leaves:]
-            branch.add(f"[dim]{len(rest)} more leaves, {sum(x.events for x in rest):,} votes[/dim]")
+            branch.add(f"[dim]{len(rest)} more leaves, {say_votes(rest)}[/dim]")
     console.print(tree)
     table = Table("item", "path", "score", "label", "agents that drew it")
     for one in found.candidates:
@@ -64,11 +64,9 @@ def print_interests(found: Interests, console: Console, *, leaves: int = 8) -> N
 def _line(leaf: Leaf) -> str:
     items = "; ".join(escape(name) for name, _ in leaf.items)
     if leaf.agent:
-        return (
-            f"[green]{_path(leaf.path)}[/green] {leaf.events:,} votes, {leaf.weight:.1%}: {items}"
-        )
+        return f"[green]{_path(leaf.path)}[/green] {leaf.said}, {leaf.weight:.1%}: {items}"
     return (
-        f"[dim]{_path(leaf.path)} {leaf.events:,} votes, pruned; {leaf.share:.1%} of agent "
+        f"[dim]{_path(leaf.path)} {leaf.said}, pruned; {leaf.share:.1%} of agent "
         f"{_path(leaf.nearest)}: {items}[/dim]"
     )
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import tomli_w
 import typer
+from till import PURCHASES, lines, write
 from typer.testing import CliRunner
 
 from hisac_rec.cli.prepare import run
@@ -53,6 +55,26 @@ def test_definition_by_path_and_exists(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="exists already"):
         invoke(str(file), "--out", out, *SMALL)
     invoke(str(file), "--out", out, "--force", *SMALL)
+
+
+def test_first_events_are_told(tmp_path: Path) -> None:
+    definition, raw = tmp_path / "till.toml", write(tmp_path / "raw", lines())
+    definition.write_text(tomli_w.dumps(PURCHASES))
+    said = {}
+    for name, settings in {
+        "few": [],
+        "many": ["requests.negatives.window=500"],
+        "none": ["requests.negatives.window=500", "requests.negatives.first_events=drop"],
+    }.items():
+        keys = [word for key in settings for word in ("--set", key)]
+        words = (str(definition), "--raw", str(raw), "--out", str(tmp_path / name), *keys)
+        said[name] = invoke(*words)
+    assert "first event, as far as draws look back: train" in said["few"]
+    assert "warning" not in said["few"]
+    assert "warning first-events: positives that are their item's first event" in said["many"]
+    assert 'set first_events = "drop" in [requests.negatives]' in said["many"]
+    assert "warning" not in said["none"]
+    assert "% (left out)" in said["none"]
 
 
 def test_messages(tmp_path: Path) -> None:

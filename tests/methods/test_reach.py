@@ -9,6 +9,7 @@ import torch
 from histories import CODES, make_case, make_shape
 from torch import Tensor
 
+from hisac_rec.data.bags import FrozenEvents
 from hisac_rec.methods.hisac.leaf_geometry import LeafGeometry
 from hisac_rec.methods.hisac.leaf_routing import route_leaves
 from hisac_rec.methods.hisac.leaves import Agents, Leaves
@@ -22,7 +23,7 @@ RULES = TreeRules(CODES, (3, 2), 0, None, TAU, False)
 
 def grown() -> tuple[Tensor, Tensor, Leaves, Agents, LeafGeometry]:
     history, _ = make_case(LENGTHS, [0] * len(LENGTHS), dtype=torch.float64, seed=5)
-    leaves, agents = RULES.grow(history.offsets, history.codes)
+    leaves, agents = RULES.grow(history.frozen)
     codebook = make_shape(dtype=torch.float64).codebook
     geometry = RULES.geometry(leaves, agents, len(LENGTHS), codebook)
     return history.values, history.codes, leaves, agents, geometry
@@ -73,7 +74,7 @@ def test_groups_are_the_agents() -> None:
     """The entries that the loader sends sum up to the agents."""
     history, _ = make_case(LENGTHS, [0] * len(LENGTHS), dtype=torch.float64, seed=5)
     codebook = make_shape(dtype=torch.float64).codebook
-    groups = ByAgent(RULES, codebook, 2)(history.offsets, history.codes)
+    groups = ByAgent(RULES, codebook, 2)(history.frozen)
     values, _, leaves, agents, geometry = grown()
     sums = torch.zeros(len(leaves.path), values.shape[1], dtype=torch.float64)
     sums.index_add_(0, leaves.of_event, values)
@@ -92,7 +93,7 @@ def test_groups_are_the_agents() -> None:
 
 def test_no_events_at_all() -> None:
     offsets, codes = torch.zeros(3, dtype=torch.int64), torch.zeros((0, 2), dtype=torch.int64)
-    leaves, agents = RULES.grow(offsets, codes)
+    leaves, agents = RULES.grow(FrozenEvents(offsets, codes))
     geometry = RULES.geometry(leaves, agents, 2, make_shape().codebook)
     reached = nearest_agents(geometry, 3)
     groups = events_reached(leaves, reached, len(agents.leaf))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -12,11 +13,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from hisac_rec.data.bags import FrozenEvents
 from hisac_rec.methods.base import request_of_rows
 from hisac_rec.methods.hisac import voting, voting_cpu, voting_torch
 from hisac_rec.methods.hisac.leaves import Agents, path_numbers, path_vectors
 from hisac_rec.methods.hisac.reference import path_vector, vote
-from hisac_rec.methods.hisac.voting import activate, count_leaves, recent_votes, to_slots
+from hisac_rec.methods.hisac.tree import TreeRules
+from hisac_rec.methods.hisac.voting import (
+    VOTE_UNIT,
+    activate,
+    count_leaves,
+    recent_votes,
+    to_slots,
+)
 
 Paths = list[tuple[int, ...]]
 
@@ -122,7 +131,70 @@ def test_leaves_are_ordered_whatever_the_number_of_paths(counts: list[int]) -> N
             agents = activate(leaves, [5] * len(counts), counts, 7)
         found.append([*vars(leaves).values(), *vars(agents).values()])
     for one, other in zip(*found, strict=True):
-        assert torch.equal(one, other)
+        assert torch.equal(one, other) if isinstance(one, Tensor) else one == other
+
+
+WEIGHTS = (1.0, 0.0, -1.0, 0.5, -2.5, 3.0)
+"""Of the types of events."""
+
+
+@pytest.mark.parametrize("way", WAYS)
+@settings(max_examples=100, deadline=None)
+@given(
+    case=voting_cases(),
+    half_life=st.sampled_from([None, 2.0]),
+    tail=st.integers(0, 2),
+    seed=st.integers(0, 99),
+    kinds=st.integers(1, len(WEIGHTS)),
+)
+def test_votes_by_type_equal_the_reference(
+    way: str, case: tuple[Any, ...], half_life: float | None, tail: int, seed: int, kinds: int
+) -> None:
+    """With events of any weight, and some whose items have no place; votes for and against."""
+    counts, keep, histories = case
+    codes, offsets = batch_of(histories, len(counts))
+    generator = torch.Generator().manual_seed(seed)
+    kind = torch.randint(kinds, (len(codes),), generator=generator)
+    placed = torch.rand(len(codes), generator=generator) < 0.8
+    rules = TreeRules(tuple(counts), tuple(keep), tail, half_life, 0.1, False, WEIGHTS)
+    with counted_by(way):
+        leaves, agents = rules.grow(FrozenEvents(offsets, codes, kind, placed))
+        rejected = rules.rejected(leaves)
+    weights = (torch.tensor(WEIGHTS)[kind] * placed).tolist()
+    bounds = offsets.tolist()
+    of_user = [weights[a:b] for a, b in pairwise(bounds)]
+    assert int(leaves.events.sum()) == len(codes)  # all are routed
+    assert rows(agents) == [
+        (user, number(path, counts), votes)
+        for user, (history, own) in enumerate(zip(histories, of_user, strict=True))
+        for path, votes in vote(history, keep, half_life=half_life, tail=tail, weights=own).items()
+    ]
+    assert rows(rejected) == [
+        (user, number(path, counts), votes)
+        for user, (history, own) in enumerate(zip(histories, of_user, strict=True))
+        if any(weight < 0 for weight in own)
+        for path, votes in vote(
+            history, keep, half_life=half_life, tail=tail, weights=[-weight for weight in own]
+        ).items()
+    ]
+
+
+def test_weights_of_one_change_nothing() -> None:
+    rules = TreeRules((4, 4), (2, 2), 0, None, 0.1, False)
+    codes, offsets = batch_of([[(1, 2), (1, 3), (1, 2)], [(0, 0)]], 2)
+    kind, placed = torch.tensor([0, 1, 0, 1]), torch.ones(4, dtype=torch.bool)
+    leaves, agents = rules.grow(FrozenEvents(offsets, codes, kind, placed))
+    assert rows(agents) == [(0, 6, 2), (0, 7, 1), (1, 0, 1)]
+    assert leaves.votes is leaves.events
+    assert leaves.unit == 1
+
+
+def test_who_votes_for_nothing_has_agents_without_strength() -> None:
+    rules = TreeRules((4,), (2,), 0, None, 0.1, False, (-1.0,))
+    codes, offsets = batch_of([[(1,), (3,), (1,)]], 1)
+    leaves, agents = rules.grow(FrozenEvents(offsets, codes, torch.zeros(3, dtype=torch.int64)))
+    assert rows(agents) == [(0, 1, 2), (0, 3, 1)]  # in units of 1 / VOTE_UNIT
+    assert rows(rules.rejected(leaves)) == [(0, 1, 2 * VOTE_UNIT), (0, 3, VOTE_UNIT)]
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -51,10 +51,12 @@ def reference(block: EventBlock, split: int, rules: CutRules) -> list[dict[str, 
         def visible(e: int, past: list[int] = past) -> int:
             return sum(block.time[p] < block.time[e] for p in past)
 
+        votes = [p for p in past if rules.counted is None or block.type[p] in rules.counted]
         asked = [
             e
             for e in mine
-            if block.is_candidate[e] and block.split[e] == split and visible(e) >= rules.min_events
+            if block.is_candidate[e] and block.split[e] == split
+            if visible(e, votes) >= rules.min_events
         ]
         if not asked:
             continue
@@ -110,12 +112,18 @@ rows = st.lists(
     min_events=st.integers(0, 4),
     group_events=st.integers(1, 4),
     max_length=st.none() | st.integers(1, 5),
+    counted=st.none() | st.sets(st.integers(0, 4)).map(tuple),
 )
 def test_cut_equals_reference(
-    rows: list[Row], grouped: bool, min_events: int, group_events: int, max_length: int | None
+    rows: list[Row],
+    grouped: bool,
+    min_events: int,
+    group_events: int,
+    max_length: int | None,
+    counted: tuple[int, ...] | None,
 ) -> None:
     block = block_of(rows, grouped)
-    rules = CutRules(min_events, group_events, max_length)
+    rules = CutRules(min_events, group_events, max_length, counted)
     ages = {"age": np.arange(100, 105, dtype=np.int32)}
     for split in range(3):
         known = without_later_splits(block, split)

@@ -336,6 +336,28 @@ def test_fingerprint_tells_data_apart_but_not_later_steps(
     assert make("history.min_events=2", out="c").manifest.fingerprint != base
 
 
+def test_votes_count_for_min_events_and_nothing_else(make: Callable[..., PreparedData]) -> None:
+    """A history of everything has the requests of one of successes, and more to read."""
+    few = make("history.where=type = 'cart'", "history.min_events=2", out="few")
+    votes = "history.votes={view=0,skip=-1}"
+    all_events = make("history.where=1 = 1", "history.min_events=2", votes, out="all")
+    assert all_events.manifest.votes == {"view": 0.0, "skip": -1.0}
+    assert few.manifest.votes is None
+    for split in SPLITS:
+        for a, b in zip(rows(few, split), rows(all_events, split), strict=True):
+            for of_few, of_all in zip(a["requests"], b["requests"], strict=True):
+                assert of_few["items"] == of_all["items"]
+                assert of_few["history_end"] <= of_all["history_end"]
+    counts = [data.manifest.splits["test"].events for data in (few, all_events)]
+    assert counts[0] < counts[1]
+
+
+def test_votes_name_event_types_of_the_history(make: Callable[..., PreparedData]) -> None:
+    message = r"shop\.toml: key 'history\.votes': .*no event type 'carts'; did you mean 'cart'\?"
+    with pytest.raises(UserError, match=message):
+        make("history.votes={carts=2}")
+
+
 def test_max_length_keeps_what_is_seen(make: Callable[..., PreparedData]) -> None:
     whole, short = make(out="whole"), make("history.max_length=5", out="short")
     for split in SPLITS:

@@ -172,7 +172,8 @@ def test_movielens_latest(tmp_path: Path) -> None:
         (row for row in small.raw["ratings.csv"].rows if str(row[0]) == user), key=lambda r: r[3]
     )
     *earlier, (_, last, rating, _) = ratings[:23]
-    assert history == [str(row[1]) for row in earlier if row[2] >= 4]
+    assert history == [str(row[1]) for row in earlier]
+    assert small.data.manifest.event_types == ["rating 3.0", "rating 5.0"]
     assert (item, label) == (str(last), float(rating >= 4))
     assert small.items["1"]["text"] == "American President, The . Comedy Drama . 1990s"
     # Tags given while the first 80 % of the ratings were made; the one of 2038 is left out.

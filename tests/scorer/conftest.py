@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from training import one_process, predict_run, small_config, train_run
 from hisac_rec.data.contract import PreparedData
 from hisac_rec.scorer import LmdbStore
 from hisac_rec.scorer.store import fill_store
+from hisac_rec.semantic.fit import fit_semantic_ids, resolve_config
 from hisac_rec.serving.cache import Cache
 from hisac_rec.serving.compress import compress_run
 from hisac_rec.serving.export import export_run
@@ -62,6 +64,29 @@ OPEN = (
 def served_openly(small_data: PreparedData, tmp_path_factory: pytest.TempPathFactory) -> Served:
     """The same with open vocabularies; read only."""
     return Served(tmp_path_factory.mktemp("openly"), small_data, *OPEN)
+
+
+DISLIKES = ("history.votes={view=-0.5,like=2}",)
+"""Events of one type vote against their leaf."""
+
+
+@pytest.fixture(scope="session")
+def served_with_dislikes(
+    small_data: PreparedData, tmp_path_factory: pytest.TempPathFactory
+) -> Served:
+    """The same of a model whose events can vote against leaves; read only."""
+    return Served(tmp_path_factory.mktemp("dislikes"), small_data, *DISLIKES)
+
+
+@pytest.fixture(scope="session")
+def served_by_views(small_data: PreparedData, tmp_path_factory: pytest.TempPathFactory) -> Served:
+    """The same with semantic IDs from co-consumption, in three views; read only."""
+    root = tmp_path_factory.mktemp("views")
+    shutil.copytree(small_data.root, root / "data")
+    data = PreparedData(root / "data")
+    keys = ("source=collaborative", "codes=[4, 6]", "dim=8", "collaborative.views=3")
+    fit_semantic_ids(data, resolve_config(data, keys))
+    return Served(root, data)
 
 
 @pytest.fixture(scope="session")

@@ -42,6 +42,32 @@ def test_scores_of_open_vocabularies_are_those_of_evaluation(
         np.testing.assert_allclose(scorer.score(user, items, time=time), expected, atol=1e-6)
 
 
+def test_scores_with_votes_against_are_those_of_evaluation(
+    served_with_dislikes: Any, tmp_path: Path
+) -> None:
+    """Cache, store and exported program carry what a history rejects."""
+    served = served_with_dislikes
+    store = served.store(tmp_path / "store")
+    scorer = Scorer.load(served.root / "model", store)
+    assert scorer.artefact.manifest.format == 4
+    rejected = 0
+    for user, time, items, expected in served.last_requests(40):
+        rejected += len(scorer.state(user).against)
+        np.testing.assert_allclose(scorer.score(user, items, time=time), expected, atol=1e-6)
+        unknown = scorer.score("nobody has this name", items, time=time)
+        assert np.isfinite(unknown).all()
+    assert rejected > 40
+
+
+def test_scores_of_views_are_those_of_evaluation(served_by_views: Any, tmp_path: Path) -> None:
+    """Each user's candidates have the codes that his group of users reads."""
+    scorer = Scorer.load(served_by_views.root / "model", served_by_views.store(tmp_path / "store"))
+    assert scorer.artefact.manifest.views == 3
+    assert "users/views.npy" in scorer.artefact.manifest.files
+    for user, time, items, expected in served_by_views.last_requests(40):
+        np.testing.assert_allclose(scorer.score(user, items, time=time), expected, atol=1e-6)
+
+
 def test_many_threads_score_at_once(served: Any, scorer: Scorer) -> None:
     asked = served.last_requests(20) * 3
     with ThreadPoolExecutor(4) as pool:

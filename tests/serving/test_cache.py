@@ -26,7 +26,9 @@ from hisac_rec.serving.precision import Precision, decode, encode
 DIM = 6
 
 
-def manifest(precision: Precision = "fp32") -> CacheManifest:
+def manifest(
+    precision: Precision = "fp32", rejected: dict[str, str] | None = None
+) -> CacheManifest:
     return CacheManifest(
         run="r",
         method="hisac",
@@ -34,6 +36,7 @@ def manifest(precision: Precision = "fp32") -> CacheManifest:
         semantics_fingerprint="s",
         dim=DIM,
         fields={"events": "float", "path": "int32"},
+        rejected=rejected or {},
         precision=precision,
         at="last",
         age=0,
@@ -59,15 +62,22 @@ def random_held(rows: int, slots: int, seed: int = 0) -> dict[str, torch.Tensor]
     }
 
 
-def write(root: Path, held: dict[str, torch.Tensor], of: Keys, precision: Precision) -> Cache:
+def write(
+    root: Path,
+    held: dict[str, torch.Tensor],
+    of: Keys,
+    precision: Precision,
+    rejected: dict[str, str] | None = None,
+) -> Cache:
     root.mkdir(exist_ok=True)
-    (root / MANIFEST).write_text(manifest(precision).model_dump_json())
-    writer = CacheWriter(root, manifest(precision), rank=0)
+    what = manifest(precision, rejected)
+    (root / MANIFEST).write_text(what.model_dump_json())
+    writer = CacheWriter(root, what, rank=0)
     lists = {
         name: pa.array([[1, 2]] * len(of.user), pa.list_(kind)) for name, kind in NEWEST.items()
     }
     plain = lists | {"user_city": pa.array([3] * len(of.user), pa.int32())}
-    writer.write(pack(of, held, manifest(precision), plain))
+    writer.write(pack(of, held, what, plain))
     writer.flush()
     return Cache(root)
 
@@ -90,6 +100,25 @@ def test_agents_come_back(tmp_path: Path, precision: Precision, close: float) ->
         largest = expected.abs().amax(1, keepdim=True)
         assert ((vectors - expected).abs() <= close * largest + 1e-12).all()
     assert cache.agents().tolist() == held["filled"].sum(1).tolist()
+
+
+def test_rejected_leaves_come_back_in_lists_of_their_own(tmp_path: Path) -> None:
+    held = random_held(4, 5)
+    path = torch.tensor([[7, -1, -1], [1, 2, 3], [-1, -1, -1], [5, 9, -1]])
+    held |= {"against_path": path, "against": torch.rand(path.shape) * (path >= 0)}
+    kinds = {"against_path": "int32", "against": "float"}
+    cache = write(tmp_path / "c", held, keys([*range(4)], [0] * 4), "fp32", kinds)
+    rows = np.array([3, -1, 0, 2])
+    found = cache.memory(rows)
+    wanted = torch.where(torch.from_numpy(rows >= 0)[:, None], path[rows][:, :2], -1)
+    assert torch.equal(found["against_path"], wanted)
+    against = held["against"][rows][:, :2] * torch.from_numpy(rows >= 0)[:, None]
+    assert torch.equal(found["against"], against)
+    assert found["filled"].sum(1).tolist() == [int(n) for n in _agents(held, rows)]
+
+
+def _agents(held: dict[str, torch.Tensor], rows: np.ndarray) -> list[int]:
+    return [int(held["filled"][row].sum()) if row >= 0 else 0 for row in rows]
 
 
 @settings(max_examples=50, deadline=None)

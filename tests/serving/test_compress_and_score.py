@@ -54,11 +54,15 @@ def test_a_cache_of_every_request_scores_as_evaluation_does(
     np.testing.assert_allclose(scored["logit"], evaluated["logit"], atol=close)
 
 
+@pytest.mark.parametrize(
+    "history",
+    ['history={method="kmeans", agents=4}', "history.votes={view=-0.5,like=2}"],
+    ids=["kmeans", "votes against"],
+)
 def test_any_method_that_keeps_agents_can_be_cached(
-    small_data: PreparedData, tmp_path: Path
+    small_data: PreparedData, tmp_path: Path, history: str
 ) -> None:
-    kmeans = small_config('history={method="kmeans", agents=4}')
-    train_run(kmeans, small_data, tmp_path / "run")
+    train_run(small_config(history), small_data, tmp_path / "run")
     evaluated = predict_run(tmp_path / "run", small_data)
     compress(tmp_path / "run", small_data, tmp_path / "c", at="requests")
     scored = score(tmp_path / "run", small_data, tmp_path / "s", cache=tmp_path / "c")

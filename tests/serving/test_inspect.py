@@ -43,7 +43,9 @@ def last_row(data: PreparedData, user: str) -> dict:
         for row in data.read_parquet(str(path.relative_to(data.root))).to_pylist():
             if names[row["user"]] == user:
                 request = row["requests"][-1]
-                return request | {"history": row["history_item"][: request["history_end"]]}
+                seen = slice(request["history_end"])
+                history, types = row["history_item"][seen], row["history_type"][seen]
+                return request | {"history": history, "types": types}
     raise AssertionError
 
 
@@ -58,6 +60,26 @@ def test_votes_are_events_on_leaves(found: Interests, small_data: PreparedData) 
         own = Counter(names[i] for i in row["history"] if tuple(map(int, codes[i])) == leaf.path)
         for name, times in leaf.items:
             assert own[name.split(" ")[0]] == times
+
+
+def test_votes_for_and_against_are_told_apart(small_data: PreparedData, tmp_path: Path) -> None:
+    weights = {"view": -0.5, "like": 2.0}
+    votes = ",".join(f"{kind}={weight}" for kind, weight in weights.items())
+    train_run(small_config(f"history.votes={{{votes}}}"), small_data, tmp_path / "run")
+    with one_process() as ranks:
+        found = inspect_user(RunFolder(tmp_path / "run"), small_data, ranks, "17")
+    types = small_data.manifest.event_types
+    row = last_row(small_data, "17")
+    codes = load_semantics(small_data).codes
+    expected = Counter[tuple[tuple[int, ...], bool]]()
+    for item, kind in zip(row["history"], row["types"], strict=True):
+        weight = weights[types[kind]]
+        expected[tuple(map(int, codes[item])), weight > 0] += abs(weight)
+    assert sum(leaf.against for leaf in found.leaves)
+    for leaf in found.leaves:
+        assert (leaf.votes, leaf.against) == (expected[leaf.path, True], expected[leaf.path, False])
+        assert leaf.agent <= (leaf.votes > 0)
+    assert " against" in to_html(found)
 
 
 def test_two_branches_of_two_leaves_survive(found: Interests) -> None:

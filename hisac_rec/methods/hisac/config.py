@@ -5,12 +5,12 @@ Legend: T events, U occupied leaves, K agents, s semantic width, d value width, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import Field, PositiveInt, model_validator
-from torch import Tensor
 
+from hisac_rec.data.votes import Votes, vote_weights
+from hisac_rec.methods.base import MethodShape
 from hisac_rec.methods.hisac.tree import TreeRules
 from hisac_rec.methods.parts.agents import ReaderConfig
 from hisac_rec.ops.soft_route import Routing
@@ -28,6 +28,11 @@ class HiSACConfig(ReaderConfig):
     vote_half_life: float | None = Field(default=None, gt=0)
     """Recency-aware votes: an event so many events back in the history votes half as much as
     the newest; unset: one event, one vote. Not in the paper."""
+    votes: Votes | None = None
+    """Event type, or a pattern of several ("rating [0-3]*") -> what an event of it votes for its
+    leaf; types not named: 1. 0: it is routed and does not vote; below 0: it votes against, which
+    candidates on its path are told (``path_votes``). Unset: as the data set's definition says,
+    else one event, one vote."""
     routing: Routing = "events"
     """Which axis alpha is normalised over. "events" (paper): each agent reads the whole
     history, near events most. "agents": each event is shared out among the agents, so agents
@@ -74,13 +79,19 @@ class HiSACConfig(ReaderConfig):
         return self
 
 
-def tree_rules(config: HiSACConfig, codebook: Sequence[Tensor]) -> TreeRules:
-    """What of the configuration no training changes."""
+def tree_rules(config: HiSACConfig, shape: MethodShape) -> TreeRules:
+    """What of the configuration no training changes.
+
+    Raises:
+        UserError: ``votes`` names an event type that the data set does not have.
+    """
+    votes = shape.votes if config.votes is None else config.votes
     return TreeRules(
-        code_counts=tuple(len(words) for words in codebook),
+        code_counts=tuple(len(words) for words in shape.codebook),
         keep=tuple(config.keep),
         tail_agents=config.tail_agents,
         vote_half_life=config.vote_half_life,
         tau=config.tau,
         squared=config.squared_distance,
+        weights=vote_weights(votes, shape.event_types),
     )

@@ -22,6 +22,8 @@ class Leaves:
         events: [U] int64, how many events lie on each leaf.
         votes: [U] int64, the sum of their votes: the same number where each has one vote.
         of_event: [T] int64, the leaf of each event.
+        against: [U] int64, the sum of the votes against it; None where no event can vote so.
+        unit: what one vote is in these sums.
     """
 
     request: Tensor
@@ -29,11 +31,13 @@ class Leaves:
     events: Tensor
     votes: Tensor
     of_event: Tensor
+    against: Tensor | None = None
+    unit: int = 1
 
 
 @dataclass
 class Agents:
-    """Surviving leaves, ordered by request, then by path.
+    """Surviving leaves, ordered by request, then by path. Each has a vote.
 
     Args:
         leaf: [A] int64 into ``Leaves``.

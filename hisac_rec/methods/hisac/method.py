@@ -1,7 +1,7 @@
 """HiSAC as a history method: vote, activate, route; candidates attend to the agents.
 
-Legend: R requests, T events, U occupied leaves, K agent slots, N candidates, d value width,
-s semantic width, D levels.
+Legend: R requests, T events, U occupied leaves, K agent slots, J slots of rejected leaves, N
+candidates, d value width, s semantic width, D levels.
 """
 
 from __future__ import annotations
@@ -36,9 +36,14 @@ from hisac_rec.methods.hisac.leaves import (
     path_words,
 )
 from hisac_rec.methods.hisac.reach import nearest_agents, route_reached
-from hisac_rec.methods.hisac.strength import VOTE_FEATURES, path_vote_features, vote_tiers
+from hisac_rec.methods.hisac.strength import (
+    AGAINST_FEATURES,
+    VOTE_FEATURES,
+    path_vote_features,
+    vote_tiers,
+)
 from hisac_rec.methods.hisac.tree import ByAgent, ByLeaf
-from hisac_rec.methods.hisac.voting import VOTE_UNIT, to_slots
+from hisac_rec.methods.hisac.voting import to_slots
 from hisac_rec.methods.parts.agents import AgentMemory, AgentReader
 from hisac_rec.methods.parts.attention import CandidateAttention, Kinship
 from hisac_rec.methods.recent import newest_events
@@ -57,10 +62,15 @@ class InterestMemory(AgentMemory):
         path: [R, K] int64 leaf path of each agent; -1 where unfilled.
         newest: [R, S, d] the newest events as they are and [R, S] which are there, where
             ``HiSACConfig.newest`` keeps some.
+        against_path: [R, J] int64 rejected leaves, those with most votes against them, agents or
+            not; -1 where unfilled. None where no event votes against anything.
+        against: [R, J] float32 votes against each; 0 where unfilled.
     """
 
     path: Tensor
     newest: tuple[Tensor, Tensor] | None = None
+    against_path: Tensor | None = None
+    against: Tensor | None = None
 
 
 class HiSAC(HistoryMethod):
@@ -108,7 +118,7 @@ class HiSAC(HistoryMethod):
                 f"than {MOST_PATHS:,} paths; fit fewer levels or codes: "
                 "hisac-rec semantic-ids DATA --set codes=[...]"
             )
-        self.rules = tree_rules(config, shape.codebook)
+        self.rules = tree_rules(config, shape)
         for level, words in enumerate(shape.codebook):
             self.register_buffer(f"codebook_{level}", words.detach().clone())
         self.words = CodeWords()
@@ -119,9 +129,13 @@ class HiSAC(HistoryMethod):
         if config.newest:
             self.interests += 1
             self.short = CandidateAttention(shape.dim, config.heads)
-        told = VOTE_FEATURES * len(self.code_counts) * int(config.path_votes != "off")
+        of_level = VOTE_FEATURES + AGAINST_FEATURES * int(self.rules.signed)
+        told = of_level * len(self.code_counts) * int(config.path_votes != "off")
         if told:
             self.strength = _two_layers(told, shape.dim)
+            if self.rules.signed and config.path_votes == "gate":
+                # Scaling cannot say that a candidate's path was rejected where nothing is attended.
+                self.standing = _two_layers(told, shape.dim)
         if config.tiers:
             self.interests += 1
             self.likeness = _two_layers(told + VOTE_FEATURES * config.tiers, shape.dim)
@@ -138,7 +152,7 @@ class HiSAC(HistoryMethod):
     def grouping(cls, config: HiSACConfig, shape: MethodShape) -> Grouping | None:
         if config.semantics == "vectors":
             return None
-        rules = tree_rules(config, shape.codebook)
+        rules = tree_rules(config, shape)
         if config.reach:
             return ByAgent(rules, shape.codebook, config.reach)
         return ByLeaf(rules.code_counts)
@@ -154,12 +168,12 @@ class HiSAC(HistoryMethod):
 
     def compress(self, history: History) -> InterestMemory:
         """Votes -> agents -> routed vectors, candidate-independent."""
-        leaves, agents = self.rules.grow(history.offsets, history.codes)
+        leaves, agents = self.rules.grow(history.frozen)
         slot, filled = to_slots(agents, history.num_requests)
         vectors, mass = self._route(history, leaves, agents, slot, filled)
         if self.config.routing == "events" or mass is None:
-            unit = 1 if self.config.vote_half_life is None else VOTE_UNIT
-            events = _spread(agents.votes.to(vectors.dtype) / unit, agents, slot, filled, empty=0)
+            votes = agents.votes.to(vectors.dtype) / leaves.unit
+            events = _spread(votes, agents, slot, filled, empty=0)
         else:  # what was shared out to each agent
             events = mass * filled
         return InterestMemory(
@@ -168,7 +182,19 @@ class HiSAC(HistoryMethod):
             events=events,
             path=_spread(agents.path, agents, slot, filled, empty=-1),
             newest=newest_events(history, self.config.newest) if self.config.newest else None,
+            **self._rejected(leaves, history.num_requests, vectors.dtype),
         )
+
+    def _rejected(self, leaves: Leaves, requests: int, dtype: torch.dtype) -> dict[str, Tensor]:
+        """The memory's votes against leaves, where events can vote so."""
+        if not self.rules.signed:
+            return {}
+        found = self.rules.rejected(leaves)
+        at = (found, *to_slots(found, requests))
+        return {
+            "against_path": _spread(found.path, *at, empty=-1),
+            "against": _spread(found.votes.to(dtype) / leaves.unit, *at, empty=0),
+        }
 
     def restore(self, held: dict[str, Tensor], newest: History) -> InterestMemory:
         """The agents as they were held; the newest events as they are."""
@@ -189,6 +215,8 @@ class HiSAC(HistoryMethod):
             attended, rest = interests[:, :1], interests[:, 1:]
             gated = config.path_votes == "gate"
             attended = attended * (1 + strength) if gated else attended + strength
+            if gated and self.rules.signed:
+                attended = attended + self.standing(told[0].to(interests.dtype)).unsqueeze(1)
             interests = torch.cat([attended, rest], dim=1)
         if config.tiers and kinship is not None:
             told.append(vote_tiers(memory, candidates, kinship, config.tiers))

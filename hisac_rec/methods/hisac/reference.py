@@ -14,9 +14,14 @@ Vector = Sequence[float]
 
 
 def vote(
-    paths: Sequence[Path], keep: Sequence[int], *, half_life: float | None = None, tail: int = 0
+    paths: Sequence[Path],
+    keep: Sequence[int],
+    *,
+    half_life: float | None = None,
+    tail: int = 0,
+    weights: Sequence[float] | None = None,
 ) -> dict[Path, int]:
-    """Agents of one user: surviving leaf path -> votes, in order of path.
+    """Agents of one user: surviving leaf path -> votes, in order of path; none without votes.
 
     Args:
         paths: the semantic ID of each event, D codes each.
@@ -24,10 +29,18 @@ def vote(
         half_life: votes halve every so many events into the past, and are counted in 65536ths
             of the newest event's; None: one each.
         tail: pruned leaves kept all the same.
+        weights: what each event votes, counted in 65536ths too; what is not above 0 is no vote
+            here, and where no event votes each votes 1/65536. None: one each.
     """
     votes: Counter[Path] = Counter()
+    nobody = weights is not None and not any(weight > 0 for weight in weights)
     for back, path in enumerate(reversed(paths)):
         one = 1 if half_life is None else max(1, round(65536 * 0.5 ** (back / half_life)))
+        if weights is not None and not nobody:
+            weight = weights[len(paths) - 1 - back]
+            one = round(max(weight, 0) * (65536 if half_life is None else one))
+        elif nobody:
+            one = 1
         for level in range(1, len(path) + 1):
             votes[path[:level]] += one
     surviving: list[Path] = [()]
@@ -40,7 +53,7 @@ def vote(
         surviving = next_level
     pruned = [path for path in set(paths) if path not in surviving]
     pruned.sort(key=lambda node: (-votes[node], node))
-    return {path: votes[path] for path in sorted(surviving + pruned[:tail])}
+    return {path: votes[path] for path in sorted(surviving + pruned[:tail]) if votes[path]}
 
 
 def path_vector(path: Path, codebook: Sequence[Sequence[Vector]]) -> list[float]:

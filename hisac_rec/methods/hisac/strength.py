@@ -4,7 +4,7 @@ Routed vectors are averages and forget how many events stand behind them. Votes 
 candidate's own path count what lies on its branch; votes by likeness count what lies near it,
 on whatever branch. Neither has a gradient.
 
-Legend: N candidates, K agent slots, D levels, B tiers.
+Legend: N candidates, R requests, K agent slots, J slots of rejected leaves, D levels, B tiers.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 VOTE_FEATURES = 2
 """Numbers per level or tier that tell a candidate's strength: log votes and share of votes."""
+AGAINST_FEATURES = 2
+"""Numbers more per level where events vote against leaves: log votes against, and balance."""
 
 
 def path_vote_features(
@@ -35,7 +37,8 @@ def path_vote_features(
     """Strength of the candidate's own interest, from what a cache holds.
 
     For each level: log(1 + votes) of the agents below the candidate's node, and their share
-    of all agents' votes.
+    of all agents' votes. Where events vote against leaves, also log(1 + votes against) of the
+    rejected leaves below that node, and the balance (for - against) / (1 + for + against).
 
     Args:
         memory: of :meth:`HiSAC.compress`.
@@ -43,27 +46,39 @@ def path_vote_features(
         code_counts: C_1..C_D.
 
     Returns:
-        [N, 2 D] float32; zeros for a candidate of whom nothing is known. O(N K D) integer
-        operations.
+        [N, 2 D] float32, [N, 4 D] with votes against; zeros for a candidate of whom nothing is
+        known. O(N (K + J) D) integer operations.
     """
     node = path_numbers(candidates.codes, code_counts)
     total = memory.events.sum(1).clamp_min(1).index_select(0, candidates.request)
-    here = _votes_on_path(memory, node, candidates.request, code_counts)
-    features = torch.stack([here.log1p(), here / total.unsqueeze(1)], dim=2).flatten(1)
-    return _of_placed(features, candidates)
+    at = node, candidates.request, code_counts
+    here = _votes_on_path(memory.path, memory.events, *at)
+    told = [here.log1p(), here / total.unsqueeze(1)]
+    if memory.against is not None and memory.against_path is not None:
+        against = _votes_on_path(memory.against_path, memory.against, *at)
+        told += [against.log1p(), (here - against) / (1 + here + against)]
+    return _of_placed(torch.stack(told, dim=2).flatten(1), candidates)
 
 
 def _votes_on_path(
-    memory: InterestMemory, node: Tensor, request: Tensor, code_counts: Sequence[int]
+    leaf: Tensor, behind: Tensor, node: Tensor, request: Tensor, code_counts: Sequence[int]
 ) -> Tensor:
-    """[N, D] votes of the agents below each candidate's node, the leaf first."""
-    if suit_loops(memory.events):
+    """[N, D] votes on the leaves below each candidate's node, the leaf first.
+
+    Args:
+        leaf: [R, K] paths, -1 where unfilled.
+        behind: [R, K] votes.
+        node: [N] leaf of each candidate.
+        request: [N] its request.
+        code_counts: C_1..C_D.
+    """
+    if suit_loops(behind):
         from hisac_rec.methods.hisac.strength_cpu import votes_on_path  # needs Numba
 
-        path, behind, own, of = as_arrays(memory.path, memory.events, node, request)
+        path, votes_of, own, of = as_arrays(leaf, behind, node, request)
         counts = np.array(code_counts, np.int64)
-        return torch.from_numpy(votes_on_path(path, behind, own, of, counts))
-    agents, votes, found = memory.path[request], memory.events[request], []
+        return torch.from_numpy(votes_on_path(path, votes_of, own, of, counts))
+    agents, votes, found = leaf[request], behind[request], []
     for count in reversed(code_counts):
         found.append(torch.where(agents == node.unsqueeze(1), votes, 0).sum(1))
         # Floor division keeps the -1 of unfilled slots negative: it never matches a node.

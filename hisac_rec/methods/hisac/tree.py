@@ -1,20 +1,22 @@
 """From codes to the leaves and agents of a batch: everything that no training changes.
 
-Legend: R requests, T events, D semantic-ID levels, C_l codes.
+Legend: R requests, T events, U occupied leaves, D semantic-ID levels, C_l codes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
+import torch
 from torch import Tensor
 
-from hisac_rec.data.bags import Groups
+from hisac_rec.data.bags import FrozenEvents, Groups
 from hisac_rec.methods.hisac.leaf_geometry import CodeWords, LeafGeometry, leaf_geometry
 from hisac_rec.methods.hisac.leaves import Agents, Leaves
 from hisac_rec.methods.hisac.reach import events_reached, nearest_agents
-from hisac_rec.methods.hisac.voting import activate, count_leaves, recent_votes
+from hisac_rec.methods.hisac.voting import VOTE_UNIT, activate, count_leaves, recent_votes
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class TreeRules:
         vote_half_life: of a vote, in events; None: one event, one vote.
         tau: temperature.
         squared: use the squared distance.
+        weights: what an event of each type votes; none: 1, whatever its type.
     """
 
     code_counts: tuple[int, ...]
@@ -36,16 +39,51 @@ class TreeRules:
     vote_half_life: float | None
     tau: float
     squared: bool
+    weights: tuple[float, ...] = ()
 
-    def grow(self, offsets: Tensor, codes: Tensor) -> tuple[Leaves, Agents]:
-        """Vote and activate, for histories ``offsets`` [R+1] with ``codes`` [T, D].
-        O(T + D U log U).
-        """
-        votes = None
-        if self.vote_half_life is not None:
-            votes = recent_votes(offsets, len(codes), self.vote_half_life)
-        leaves = count_leaves(codes, offsets, self.code_counts, votes)
+    @property
+    def signed(self) -> bool:
+        """Whether events of some type vote against their leaf."""
+        return any(weight < 0 for weight in self.weights)
+
+    def grow(self, events: FrozenEvents) -> tuple[Leaves, Agents]:
+        """Vote and activate. O(T D + D U log U)."""
+        votes = self.votes(events)
+        at = events.codes, events.offsets, self.code_counts
+        leaves = count_leaves(*at, votes, signed=self.signed)
         return leaves, activate(leaves, self.keep, self.code_counts, self.tail_agents)
+
+    def rejected(self, leaves: Leaves) -> Agents:
+        """The leaves with most votes against them, pruned by the same rules as agents are;
+        ``votes`` are those against.
+        """
+        if leaves.against is None:
+            raise ValueError("no event votes against anything: check signed before")
+        turned = replace(leaves, votes=leaves.against)
+        return activate(turned, self.keep, self.code_counts, self.tail_agents)
+
+    def votes(self, events: FrozenEvents) -> Tensor | None:
+        """[T] int64 votes in units of 1 / VOTE_UNIT; None where each has one. O(T).
+
+        An event's vote is its type's weight, halved every ``vote_half_life`` events into the past;
+        none where its codes say nothing of its item.
+        """
+        votes, count = None, len(events.codes)
+        if self.vote_half_life is not None:
+            votes = recent_votes(events.offsets, count, self.vote_half_life)
+        if self.weights:
+            if events.type is None:
+                raise ValueError("votes by event type need the events' types")
+            weight = _on_device(self.weights, events.codes.device)[events.type]
+            one: Tensor | int = VOTE_UNIT if votes is None else votes
+            votes = weight.mul(one).round_().long()
+        placed = events.placed
+        # On a GPU the question whether all are placed would wait for it.
+        if placed is not None and not (placed.device.type == "cpu" and placed.all()):
+            if votes is None:
+                votes = torch.full((count,), VOTE_UNIT, device=placed.device)
+            votes = votes * placed
+        return votes
 
     def geometry(
         self,
@@ -70,9 +108,9 @@ class ByLeaf:
 
     code_counts: tuple[int, ...]
 
-    def __call__(self, offsets: Tensor, codes: Tensor) -> Groups:
+    def __call__(self, events: FrozenEvents) -> Groups:
         """Group the events of R requests. Cost: of ``count_leaves``."""
-        leaves = count_leaves(codes, offsets, self.code_counts)
+        leaves = count_leaves(events.codes, events.offsets, self.code_counts)
         return Groups(len(leaves.path), leaves.of_event)
 
 
@@ -90,8 +128,14 @@ class ByAgent:
     codebook: tuple[Tensor, ...]
     reach: int
 
-    def __call__(self, offsets: Tensor, codes: Tensor) -> Groups:
+    def __call__(self, events: FrozenEvents) -> Groups:
         """Group the events of R requests: at most ``reach`` entries for each."""
-        leaves, agents = self.rules.grow(offsets, codes)
-        geometry = self.rules.geometry(leaves, agents, len(offsets) - 1, self.codebook)
+        leaves, agents = self.rules.grow(events)
+        geometry = self.rules.geometry(leaves, agents, len(events.offsets) - 1, self.codebook)
         return events_reached(leaves, nearest_agents(geometry, self.reach), len(agents.leaf))
+
+
+@lru_cache(maxsize=16)
+def _on_device(weights: tuple[float, ...], device: torch.device) -> Tensor:
+    """[types] float64, copied to the device once."""
+    return torch.tensor(weights, dtype=torch.float64, device=device)

@@ -17,15 +17,12 @@ from hisac_rec.ops.compiled import Ints, compiled
 from hisac_rec.ops.distinct_cpu import distinct_of_groups
 
 
-def count_leaves(
-    codes: Tensor, offsets: Tensor, code_counts: Sequence[int], votes: Tensor | None
-) -> Leaves:
+def count_leaves(codes: Tensor, offsets: Tensor, code_counts: Sequence[int]) -> Leaves:
     """O(T D + U), and a few words of scratch an event."""
     path = _number_paths(codes.contiguous().numpy(), np.array(code_counts, np.int64))
     fields = distinct_of_groups(path, offsets.numpy())
     request, leaf_path, events, of_event = map(torch.from_numpy, fields)
-    total = events if votes is None else torch.zeros_like(events).index_add_(0, of_event, votes)
-    return Leaves(request, leaf_path, events, total, of_event)
+    return Leaves(request, leaf_path, events, events, of_event)
 
 
 def surviving(leaves: Leaves, keep: Sequence[int], code_counts: Sequence[int], tail: int) -> Tensor:
@@ -57,7 +54,7 @@ def _number_paths(codes: Ints, code_counts: Ints) -> Ints:
 def _survive(
     request: Ints, path: Ints, votes: Ints, keep: Ints, code_counts: Ints, tail: int
 ) -> Ints:
-    """[A] leaves that survive, of leaves [U] in the order of :class:`Leaves`."""
+    """[A] leaves that survive and have votes, of leaves [U] in the order of :class:`Leaves`."""
     levels, leaves = len(keep), len(path)
     # Row l: the nodes of level l in the order of their leaves, the leaves themselves last.
     node_votes, parent = np.zeros((levels, leaves), np.int64), np.empty((levels, leaves), np.int64)
@@ -96,7 +93,7 @@ def _survive(
                 pruned[leaf] = 0
         for leaf, kept_too in enumerate(_best_of_each(pruned, request, tail)):
             alive[leaf] = alive[leaf] or kept_too
-    return np.nonzero(alive)[0]
+    return np.nonzero(alive & (votes > 0))[0]
 
 
 @compiled

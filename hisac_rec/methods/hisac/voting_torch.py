@@ -18,9 +18,7 @@ DENSE_BINS_PER_EVENT = 8
 """Leaves are counted in a dense table while it has at most this many bins an event."""
 
 
-def count_leaves(
-    codes: Tensor, offsets: Tensor, code_counts: Sequence[int], votes: Tensor | None
-) -> Leaves:
+def count_leaves(codes: Tensor, offsets: Tensor, code_counts: Sequence[int]) -> Leaves:
     """O(T + R C) where the dense table of R x C leaves is small, else O(T log T) by sorting."""
     width, requests = prod(code_counts), len(offsets) - 1
     request = request_of_rows(offsets, len(codes))
@@ -33,10 +31,7 @@ def count_leaves(
         of_event = position[key]
     else:
         occupied, of_event, events = torch.unique(key, return_inverse=True, return_counts=True)
-    total = events
-    if votes is not None:
-        total = torch.zeros_like(events).index_add_(0, of_event, votes)
-    return Leaves(occupied // width, occupied % width, events, total, of_event)
+    return Leaves(occupied // width, occupied % width, events, events, of_event)
 
 
 def surviving(leaves: Leaves, keep: Sequence[int], code_counts: Sequence[int], tail: int) -> Tensor:
@@ -64,7 +59,7 @@ def surviving(leaves: Leaves, keep: Sequence[int], code_counts: Sequence[int], t
         survives = survives | (_rank_among_siblings(pruned, leaves.request) < tail)
     if survives is None:
         return torch.zeros(0, dtype=torch.int64, device=leaves.path.device)
-    return survives.nonzero().squeeze(1)
+    return (survives & (leaves.votes > 0)).nonzero().squeeze(1)
 
 
 def _rank_among_siblings(votes: Tensor, parent: Tensor) -> Tensor:
